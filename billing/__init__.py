@@ -1,0 +1,1 @@
+"""Money, tariffs, rating, running charge, alarm levels and desired supply state. Pure."""

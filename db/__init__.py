@@ -1,0 +1,1 @@
+"""Pool, migrations, named SQL and the one `post`."""

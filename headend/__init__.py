@@ -1,0 +1,1 @@
+"""Validation and the ingest pipeline as values; processes in edges."""

@@ -1,0 +1,1 @@
+"""Ingest and dispatcher: the processes between broker, database and meters."""

@@ -1,0 +1,1 @@
+"""Independent simulated meters: registers, clock, relay, buzzer and own token reader."""

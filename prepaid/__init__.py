@@ -1,0 +1,1 @@
+"""Command line, settings, process start and embedded parts."""

@@ -1,0 +1,1 @@
+"""Vends, tokens and receipts; the HTTP API in edges."""

@@ -1,0 +1,197 @@
+"""Accounts as the database holds them, turned into the values that billing works with.
+
+Stage: between rows and pure money. `look` reads account and readings in one statement, so that even without a lock
+a balance is never made of two different moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import lru_cache
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+
+from billing.calendar import LocalCalendar, to_ms
+from billing.running import Checkpoint, PeriodPosted, Point, Terms, running_balance
+from billing.supply import Levels, Mode, Supply
+from billing.tariff import Tariff, parse_tariff
+from db.named import sql
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of a meter's register: energy to date at a register value, from an instant on."""
+
+    from_ms: int
+    register_wh: int
+    start_wh: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterView:
+    """The billing meter of an account.
+
+    Invariants: `segments` rise in time and there is at least one, the installation.
+    """
+
+    id: int
+    serial: str
+    area: str
+    rated_w: int
+    register_end_wh: int
+    installed_ms: int
+    segments: tuple[Segment, ...]
+    relay: Supply | None
+    relay_at_ms: int | None
+
+    def energy_to_date(self, at_ms: int, register_wh: int) -> int:
+        """Carry a register over roll-overs and swaps: energy to date in Wh at a reading."""
+        segment = self.segments[0]
+        for later in self.segments[1:]:
+            if later.from_ms > at_ms:
+                break
+            segment = later
+        return segment.start_wh + register_wh - segment.register_wh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOrder:
+    """The supply order a meter has not confirmed yet."""
+
+    id: int
+    relay: Supply
+    held: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountView:
+    """One account at one moment.
+
+    Invariants: `points` rise in time, begin with the anchor (the last point at or before the checkpoint) and end with
+    the latest accepted reading; `mark_register_wh` is that reading's register, None before the first.
+    """
+
+    id: int
+    number: str
+    shard: int
+    version: int
+    terms: Terms
+    checkpoint: Checkpoint
+    levels: Levels
+    meter: MeterView
+    points: tuple[Point, ...]
+    mark_register_wh: int | None
+    mark_export_wh: int | None
+    open_order: OpenOrder | None
+
+    def balance_minor(self, calendar: LocalCalendar) -> int:
+        """Return the running balance at money time."""
+        return running_balance(self.checkpoint, self.terms, self.points, calendar)
+
+
+async def look(
+    conn: AsyncConnection, ids: Sequence[int], calendar: LocalCalendar, *, step: str = "month"
+) -> dict[int, AccountView]:
+    """Read accounts and the points of their curves; ids that do not exist are left out.
+
+    `step` is `month` for balances, `day` to close days: which local edges the points must surround.
+    """
+    parameters = {"ids": list(ids), "step": step, "zone": calendar.zone.key}
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(sql("look"), parameters)
+        return {row["id"]: _view_from_row(row) async for row in cursor}
+
+
+async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence[datetime]) -> list[Point]:
+    """Read the points of a meter's curve on both sides of given instants."""
+    cursor = await conn.execute(sql("points_around"), {"meter_id": meter.id, "edges": list(edges)})
+    return [_point(meter, read_at, register_wh) for read_at, register_wh in await cursor.fetchall()]
+
+
+async def posted_periods(conn: AsyncConnection, account_id: int, since: date) -> dict[date, PeriodPosted]:
+    """Read what journals have booked for an account from one period on."""
+    cursor = await conn.execute(sql("posted_periods"), {"account_id": account_id, "since": since})
+    return {
+        period: PeriodPosted(period=period, energy_wh=energy_wh, lines=lines or {})
+        for period, energy_wh, lines in await cursor.fetchall()
+    }
+
+
+@lru_cache(maxsize=1024)
+def tariff_from_document(document: str) -> Tariff:
+    """Parse a stored tariff document once."""
+    return parse_tariff(document)
+
+
+def _point(meter: MeterView, read_at: datetime, register_wh: int) -> Point:
+    at_ms = to_ms(read_at)
+    return Point(at_ms=at_ms, energy_wh=meter.energy_to_date(at_ms, register_wh))
+
+
+def _view_from_row(row: dict[str, Any]) -> AccountView:
+    # A row of `look`: its columns are typed by the migration.
+    meter = _meter_from_row(row)
+    anchor = Point(at_ms=to_ms(row["anchor_at"]), energy_wh=row["anchor_wh"])
+    seen = [_point(meter, at, wh) for at, wh in zip(row["ats"] or (), row["registers"] or (), strict=True)]
+    order = None
+    if row["open_order_id"] is not None:
+        order = OpenOrder(
+            id=row["open_order_id"],
+            relay=Supply(row["open_order_relay"]),
+            held=row["open_order_state"] == "held",
+        )
+    return AccountView(
+        id=row["id"],
+        number=row["number"],
+        shard=row["shard"],
+        version=row["version"],
+        terms=Terms(
+            tariff=tariff_from_document(row["tariff_document"]),
+            load_w=row["sanctioned_load_w"],
+            opened_on=row["opened_on"],
+        ),
+        checkpoint=Checkpoint(
+            posted_minor=row["posted_minor"],
+            through=row["through"],
+            period_start_wh=row["period_start_wh"],
+            closed_wh=row["closed_wh"],
+            charged=row["charged"],
+        ),
+        levels=_levels_from_row(row),
+        meter=meter,
+        points=(anchor, *(point for point in seen if point.at_ms > anchor.at_ms)),
+        mark_register_wh=row["mark_register_wh"],
+        mark_export_wh=row["mark_export_wh"],
+        open_order=order,
+    )
+
+
+def _meter_from_row(row: dict[str, Any]) -> MeterView:
+    return MeterView(
+        id=row["meter_id"],
+        serial=row["serial"],
+        area=row["area"],
+        rated_w=row["rated_w"],
+        register_end_wh=row["register_end_wh"],
+        installed_ms=to_ms(row["installed_at"]),
+        segments=tuple(Segment(from_ms=at, register_wh=wh, start_wh=start) for at, wh, start in row["segments"]),
+        relay=Supply(row["relay"]) if row["relay"] else None,
+        relay_at_ms=to_ms(row["relay_at"]) if row["relay_at"] else None,
+    )
+
+
+def _levels_from_row(row: dict[str, Any]) -> Levels:
+    return Levels(
+        mode=Mode(row["mode"]),
+        threshold_minor=row["threshold_minor"],
+        emergency_credit_minor=row["emergency_credit_minor"],
+        low_arm=row["low_arm"],
+        low_raised=row["low_raised"],
+        exhausted_arm=row["exhausted_arm"],
+        exhausted_raised=row["exhausted_raised"],
+        desired=Supply(row["desired"]),
+    )

@@ -1,0 +1,45 @@
+"""Named SQL: every query of the product lives in `db/queries/*.sql` under a name and a one-line purpose.
+
+A file holds blocks that begin with `-- name: purpose`. Queries are sent as they are written; none is built from
+strings.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+
+from db.errors import QueryMissing
+
+_HEAD = re.compile(r"^-- (?P<name>[a-z_0-9]+): (?P<purpose>.+)$", re.MULTILINE)
+
+
+@cache
+def queries() -> dict[str, bytes]:
+    """Return all named queries. A name used twice is refused."""
+    found: dict[str, bytes] = {}
+    folder = resources.files("db") / "queries"
+    for entry in folder.iterdir():
+        if entry.name.endswith(".sql"):
+            for name, sql in _blocks(entry.read_text(encoding="utf-8")):
+                assert name not in found, f"query {name}: expected one definition, got two"
+                found[name] = sql.encode()
+    return found
+
+
+def sql(name: str) -> bytes:
+    """Return a query's text.
+
+    Raises: QueryMissing when no file defines it.
+    """
+    try:
+        return queries()[name]
+    except KeyError:
+        raise QueryMissing(f"query: expected a name from db/queries, got {name!r}") from None
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    heads = list(_HEAD.finditer(text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return [(head["name"], text[head.end() : end].strip()) for head, end in zip(heads, ends, strict=True)]

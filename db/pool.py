@@ -1,0 +1,54 @@
+"""Connections: one way to open them, with the session settings every process relies on."""
+
+from __future__ import annotations
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+# A statement that runs a minute is stuck: the longest one we send, closing a catch-up of years, takes seconds.
+STATEMENT_TIMEOUT_S = 60
+
+
+def session_options(*, idle_in_transaction_s: int | None = None, lock_timeout_s: int | None = None) -> str:
+    """Return the libpq `options` of a session.
+
+    `idle_in_transaction_s` must lie below the lease time for sessions that write under a lease, so that a paused
+    owner's transaction ends before another takes its shard.
+    """
+    options = [f"-c statement_timeout={STATEMENT_TIMEOUT_S}s", "-c timezone=UTC", "-c jit=off"]
+    if idle_in_transaction_s is not None:
+        options.append(f"-c idle_in_transaction_session_timeout={idle_in_transaction_s}s")
+    if lock_timeout_s is not None:
+        options.append(f"-c lock_timeout={lock_timeout_s}s")
+    return " ".join(options)
+
+
+async def connect(
+    url: str, *, application: str, idle_in_transaction_s: int | None = None, lock_timeout_s: int | None = None
+) -> AsyncConnection:
+    """Open one connection in autocommit mode; transactions are opened where they are needed."""
+    return await AsyncConnection.connect(
+        url,
+        autocommit=True,
+        application_name=application,
+        connect_timeout=10,
+        options=session_options(idle_in_transaction_s=idle_in_transaction_s, lock_timeout_s=lock_timeout_s),
+    )
+
+
+def make_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
+    """Make a closed pool of autocommit connections; the caller opens and closes it."""
+    return AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=size_max,
+        open=False,
+        # 5 s is well inside the 10 s that a point of sale waits; then the caller gets a clear error.
+        timeout=5,
+        kwargs={
+            "autocommit": True,
+            "application_name": application,
+            "connect_timeout": 10,
+            "options": session_options(idle_in_transaction_s=30, lock_timeout_s=5),
+        },
+    )

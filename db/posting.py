@@ -1,0 +1,278 @@
+"""The one `post`: everything that changes an account's money, alarms or supply goes through here.
+
+Stage: the middle of every transaction that touches an account. The caller opens the transaction, locks with `lock`,
+reads with `look`, and posts; nothing is written that was decided before the lock. A post writes the journals and
+their legs, the new checkpoint, alarms, orders, notices and the change-feed row, or nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+
+from billing.calendar import LocalCalendar, from_ms, next_period, period_of
+from billing.journals import Journal, JournalKind, day_journal, late_journal, money_journal
+from billing.notices import NoticeKind, recharged_notice, restored_notice
+from billing.running import Checkpoint, PeriodPosted, Point, close_days, late_usage, running_balance
+from billing.supply import Decision, LevelName, Levels, Supply, decide
+from db.accounts import AccountView, look, points_around, posted_periods
+from db.errors import UnknownAccount
+from db.named import sql
+from db.orders import PostingRules, add_notice, align_supply, order_threshold, raise_alarm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posted:
+    """What a post did to one account."""
+
+    account_id: int
+    balance_minor: int
+    decision: Decision
+    journal_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What is about to be written for one account."""
+
+    journals: tuple[Journal, ...] = ()
+    checkpoint: Checkpoint
+    anchor: Point
+    levels: Levels
+    cause: str
+    may_rearm: bool = False
+    recharge_minor: int = 0
+    threshold_changed: bool = False
+
+
+async def lock(conn: AsyncConnection, ids: Sequence[int]) -> None:
+    """Lock accounts in id order, waiting for each. A statement of its own: look later."""
+    await conn.execute(sql("lock_accounts"), {"ids": list(ids)})
+
+
+async def lock_free(conn: AsyncConnection, ids: Sequence[int]) -> set[int]:
+    """Lock those of the accounts that nobody holds; return them."""
+    cursor = await conn.execute(sql("lock_free_accounts"), {"ids": list(ids)})
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def lock_and_look(conn: AsyncConnection, account_id: int, rules: PostingRules) -> AccountView:
+    """Lock one account and read it.
+
+    Raises: UnknownAccount.
+    """
+    await lock(conn, [account_id])
+    views = await look(conn, [account_id], rules.calendar)
+    if account_id not in views:
+        raise UnknownAccount(f"account: expected one with a billing meter, got id {account_id}")
+    return views[account_id]
+
+
+async def post_money(
+    conn: AsyncConnection,
+    view: AccountView,
+    kind: JournalKind,
+    amount_minor: int,
+    *,
+    rules: PostingRules,
+    now_ms: int,
+    reason: str | None = None,
+) -> Posted:
+    """Book money to an account: vend, reversal, opening credit or adjustment. Minor units, signed."""
+    assert kind not in (JournalKind.DAY, JournalKind.LATE_USAGE), f"money journal: got usage kind {kind}"
+    journal = money_journal(kind, amount_minor, reason)
+    before = view.checkpoint
+    change = _Change(
+        journals=(journal,),
+        checkpoint=replace(before, posted_minor=before.posted_minor + journal.prepaid_minor),
+        anchor=view.points[0],
+        levels=view.levels,
+        cause=kind.value,
+        may_rearm=True,
+        recharge_minor=amount_minor if kind is JournalKind.VEND else 0,
+    )
+    return await _write(conn, view, change, rules, now_ms)
+
+
+async def post_days(
+    conn: AsyncConnection, view: AccountView, until: date, *, rules: PostingRules, now_ms: int
+) -> Posted | None:
+    """Close an account's days up to and including `until`; None when there is none to close.
+
+    `view` must have been looked at with step `day`.
+    """
+    closed = list(close_days(view.checkpoint, view.terms, view.points, until=until, calendar=rules.calendar))
+    if not closed:
+        return None
+    checkpoint = closed[-1][1]
+    edge_ms = rules.calendar.midnight_ms(checkpoint.through)
+    anchor = max((point for point in view.points if point.at_ms <= edge_ms), default=view.points[0])
+    change = _Change(
+        journals=tuple(day_journal(usage) for usage, _ in closed),
+        checkpoint=checkpoint,
+        anchor=anchor,
+        levels=view.levels,
+        cause="close_day",
+    )
+    return await _write(conn, view, change, rules, now_ms)
+
+
+async def post_threshold(
+    conn: AsyncConnection, view: AccountView, threshold_minor: int | None, *, rules: PostingRules, now_ms: int
+) -> Posted:
+    """Change the balance at which the consumer is warned; one at or above the balance warns at once."""
+    change = _Change(
+        checkpoint=view.checkpoint,
+        anchor=view.points[0],
+        levels=replace(view.levels, threshold_minor=threshold_minor),
+        cause="threshold",
+        may_rearm=True,
+        threshold_changed=True,
+    )
+    return await _write(conn, view, change, rules, now_ms)
+
+
+async def post_readings(
+    conn: AsyncConnection,
+    view: AccountView,
+    *,
+    late_since_ms: int | None,
+    rules: PostingRules,
+    now_ms: int,
+) -> Posted | None:
+    """Let an account catch up with its readings: late usage, alarms, supply. None when its row stays as it is.
+
+    `late_since_ms` is the earliest reading that came after later ones had been stored.
+    """
+    change = _Change(checkpoint=view.checkpoint, anchor=view.points[0], levels=view.levels, cause="reading")
+    if _may_move_closed_edges(view, late_since_ms, rules.calendar):
+        change = await _late_change(conn, view, change, late_since_ms, rules.calendar)
+    balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
+    decision = decide(view.levels, balance_minor, may_rearm=change.may_rearm)
+    unchanged = (change.checkpoint, change.anchor, decision.levels) == (view.checkpoint, view.points[0], view.levels)
+    if unchanged:
+        await align_supply(conn, view, view.levels, balance_minor, cause="reading", rules=rules, now_ms=now_ms)
+        return None
+    return await _write(conn, view, change, rules, now_ms)
+
+
+def silent_over_period_end(view: AccountView, calendar: LocalCalendar) -> bool:
+    """Tell whether a period end was closed without a reading after it, so that the next reading moves it."""
+    period = period_of(view.checkpoint.through)
+    return view.terms.opened_on < period and view.points[0].at_ms < calendar.midnight_ms(period)
+
+
+def _may_move_closed_edges(view: AccountView, late_since_ms: int | None, calendar: LocalCalendar) -> bool:
+    if len(view.points) > 1 and silent_over_period_end(view, calendar):
+        return True
+    return late_since_ms is not None and late_since_ms < calendar.midnight_ms(view.checkpoint.through)
+
+
+async def _late_change(
+    conn: AsyncConnection, view: AccountView, change: _Change, late_since_ms: int | None, calendar: LocalCalendar
+) -> _Change:
+    """Find what late readings make closed periods short of, and book it."""
+    since_ms = view.points[0].at_ms if late_since_ms is None else min(late_since_ms, view.points[0].at_ms)
+    install = Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
+    before = [point for point in await points_around(conn, view.meter, [from_ms(since_ms)]) if point.at_ms < since_ms]
+    first_ms = max([install, *before]).at_ms
+    first = max(period_of(view.terms.opened_on), calendar.period_at(first_ms))
+    booked = await posted_periods(conn, view.id, first)
+    periods = list(_periods(first, period_of(view.checkpoint.through)))
+    posted = [booked.get(period, PeriodPosted(period=period, energy_wh=0, lines={})) for period in periods]
+    edges_ms = [calendar.midnight_ms(period) for period in periods[1:]]
+    around = await points_around(conn, view.meter, [from_ms(edge_ms) for edge_ms in edges_ms])
+    points = sorted({install, *around})
+    found, checkpoint = late_usage(posted, view.checkpoint, view.terms, points, calendar)
+    anchor = view.points[0]
+    if edges_ms and points[-1].at_ms >= edges_ms[-1]:
+        # The period's first edge is known now; the curve goes on from there.
+        anchor = max(anchor, Point(at_ms=edges_ms[-1], energy_wh=checkpoint.period_start_wh))
+    return replace(
+        change,
+        journals=tuple(late_journal(usage) for usage in found),
+        checkpoint=checkpoint,
+        anchor=anchor,
+        cause="late_usage",
+        may_rearm=bool(found),
+    )
+
+
+def _periods(first: date, last: date) -> Iterable[date]:
+    period = first
+    while period <= last:
+        yield period
+        period = next_period(period)
+
+
+async def _write(conn: AsyncConnection, view: AccountView, change: _Change, rules: PostingRules, now_ms: int) -> Posted:
+    """Write one account's change: journals, checkpoint, alarms, orders, notices, feed."""
+    balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
+    decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
+    journal_ids = [await _add_journal(conn, view.id, journal) for journal in change.journals]
+    await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
+    await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
+    for raised in decision.raised:
+        await raise_alarm(conn, view, raised, decision.levels, balance_minor)
+    await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
+    rearmed = decision.levels.low_arm > change.levels.low_arm
+    low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
+    if (change.threshold_changed or rearmed) and not low_raised:
+        await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
+    if change.recharge_minor:
+        text = recharged_notice(view.number, change.recharge_minor, balance_minor)
+        await add_notice(conn, view.id, NoticeKind.RECHARGED, text)
+    if decision.supply is Supply.ON:
+        await add_notice(conn, view.id, NoticeKind.RESTORED, restored_notice(view.number, balance_minor))
+    return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
+
+
+async def _add_journal(conn: AsyncConnection, account_id: int, journal: Journal) -> int:
+    cursor = await conn.execute(
+        sql("add_journal"),
+        {
+            "kind": journal.kind.value,
+            "account_id": account_id,
+            "local_day": journal.local_day,
+            "period": journal.period,
+            "from_wh": journal.from_wh,
+            "to_wh": journal.to_wh,
+            "energy_wh": journal.energy_wh,
+            "edge_quality": journal.edge_quality,
+            "reason": journal.reason,
+        },
+    )
+    row = await cursor.fetchone()
+    assert row is not None, "add_journal returns its id"
+    legs = {
+        "journal_id": row[0],
+        "ledgers": [leg.ledger for leg in journal.legs],
+        "lines": [leg.line for leg in journal.legs],
+        "amounts": [leg.amount_minor for leg in journal.legs],
+    }
+    await conn.execute(sql("add_legs"), legs)
+    return int(row[0])
+
+
+def _account_parameters(account_id: int, change: _Change, levels: Levels) -> dict[str, object]:
+    checkpoint = change.checkpoint
+    return {
+        "id": account_id,
+        "posted_minor": checkpoint.posted_minor,
+        "through": checkpoint.through,
+        "period_start_wh": checkpoint.period_start_wh,
+        "closed_wh": checkpoint.closed_wh,
+        "charged": Jsonb(checkpoint.charged),
+        "anchor_at": from_ms(change.anchor.at_ms),
+        "anchor_wh": change.anchor.energy_wh,
+        "low_arm": levels.low_arm,
+        "low_raised": levels.low_raised,
+        "exhausted_arm": levels.exhausted_arm,
+        "exhausted_raised": levels.exhausted_raised,
+        "desired": levels.desired.value,
+        "threshold_minor": levels.threshold_minor,
+    }

@@ -1,0 +1,137 @@
+-- lock_accounts: wait for accounts in id order, so that two lockers never meet head on
+select id from accounts where id = any(%(ids)s) order by id for no key update
+
+-- lock_free_accounts: lock those accounts that nobody else holds; never wait
+select id from accounts where id = any(%(ids)s) order by id for no key update skip locked
+
+-- look: accounts, their meter, and the points of the energy curve that money needs, all of one snapshot
+select a.id, a.number, a.shard, a.mode, a.category, a.tariff_id, t.document as tariff_document,
+       a.sanctioned_load_w, a.opened_on, a.emergency_credit_minor, a.threshold_minor,
+       a.posted_minor, a.through, a.period_start_wh, a.closed_wh, a.charged, a.anchor_at, a.anchor_wh,
+       a.low_arm, a.low_raised, a.exhausted_arm, a.exhausted_raised, a.desired, a.version,
+       m.id as meter_id, m.serial, m.rated_w, m.register_end_wh, i.from_at as installed_at,
+       s.relay, s.relay_at, u.area,
+       g.segments, p.ats, p.registers, l.read_at as mark_at, l.import_wh as mark_register_wh,
+       l.export_wh as mark_export_wh, o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
+from accounts a
+join tariffs t on t.id = a.tariff_id
+join usage_points u on u.id = a.usage_point_id
+join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
+join meters m on m.id = i.meter_id
+join meter_state s on s.meter_id = m.id
+left join supply_orders o on o.meter_id = m.id and o.kind = 'supply' and o.state in ('pending', 'held', 'sent')
+cross join lateral (
+    select jsonb_agg(jsonb_build_array(
+               (extract(epoch from r.from_at) * 1000)::bigint, r.register_wh, r.start_wh) order by r.from_at) as segments
+    from register_segments r where r.meter_id = m.id
+) g
+left join lateral (
+    select r.read_at, r.import_wh, r.export_wh from readings r
+    where r.meter_id = m.id and r.read_at >= a.anchor_at order by r.read_at desc limit 1
+) l on true
+left join lateral (
+    select array_agg(q.read_at order by q.read_at) as ats, array_agg(q.import_wh order by q.read_at) as registers
+    from (
+        select l.read_at, l.import_wh where l.read_at is not null
+        union
+        select n.read_at, n.import_wh
+        from generate_series(date_trunc(%(step)s, a.through::timestamp) + ('1 ' || %(step)s)::interval,
+                             l.read_at at time zone %(zone)s, ('1 ' || %(step)s)::interval) edge
+        cross join lateral (
+            (select r.read_at, r.import_wh from readings r
+             where r.meter_id = m.id and r.read_at > a.anchor_at and r.read_at < edge at time zone %(zone)s
+             order by r.read_at desc limit 1)
+            union all
+            (select r.read_at, r.import_wh from readings r
+             where r.meter_id = m.id and r.read_at >= edge at time zone %(zone)s
+             order by r.read_at limit 1)
+        ) n
+    ) q
+) p on true
+where a.id = any(%(ids)s)
+
+-- points_around: the readings next to given instants of one meter, on both sides
+select distinct n.read_at, n.import_wh
+from unnest(%(edges)s::timestamptz[]) edge
+cross join lateral (
+    (select r.read_at, r.import_wh from readings r
+     where r.meter_id = %(meter_id)s and r.read_at < edge order by r.read_at desc limit 1)
+    union all
+    (select r.read_at, r.import_wh from readings r
+     where r.meter_id = %(meter_id)s and r.read_at >= edge order by r.read_at limit 1)
+) n
+order by n.read_at
+
+-- posted_periods: what journals have booked for an account, by period and line, from one period on
+select j.period, sum(j.energy_wh)::bigint as energy_wh,
+       (select jsonb_object_agg(x.line, x.amount) from (
+            select g.line, sum(g.amount_minor)::bigint as amount
+            from journals k join legs g on g.journal_id = k.id
+            where k.account_id = %(account_id)s and k.period = j.period and g.ledger = 'revenue' group by g.line
+        ) x) as lines
+from journals j
+where j.account_id = %(account_id)s and j.period >= %(since)s
+group by j.period order by j.period
+
+-- save_account: write an account's new checkpoint, levels and supply; everything else stays
+update accounts set posted_minor = %(posted_minor)s, through = %(through)s, period_start_wh = %(period_start_wh)s,
+    closed_wh = %(closed_wh)s, charged = %(charged)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
+    low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
+    exhausted_raised = %(exhausted_raised)s, desired = %(desired)s, threshold_minor = %(threshold_minor)s,
+    version = version + 1
+where id = %(id)s
+
+-- feed_account: tell the shard's owner that an account changed
+insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
+
+-- add_journal: append a journal
+insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, edge_quality, reason)
+values (%(kind)s, %(account_id)s, %(local_day)s, %(period)s, %(from_wh)s, %(to_wh)s, %(energy_wh)s,
+        %(edge_quality)s, %(reason)s)
+returning id
+
+-- add_legs: append a journal's legs
+insert into legs (journal_id, n, ledger, line, amount_minor)
+select %(journal_id)s, leg.n, leg.ledger, leg.line, leg.amount_minor
+from unnest(%(ledgers)s::text[], %(lines)s::text[], %(amounts)s::bigint[]) with ordinality
+     as leg(ledger, line, amount_minor, n)
+
+-- add_alarm: raise an alarm, once for its account, level and arm
+insert into alarms (account_id, level, arm, level_minor, balance_minor)
+values (%(account_id)s, %(level)s, %(arm)s, %(level_minor)s, %(balance_minor)s)
+
+-- supersede_orders: a newer order of the same kind replaces the open one
+update supply_orders set state = 'superseded'
+where meter_id = %(meter_id)s and kind = %(kind)s and state in ('pending', 'held', 'sent')
+
+-- add_order: order something of a meter under its next epoch
+with epoch as (
+    update meter_state set order_epoch = order_epoch + 1 where meter_id = %(meter_id)s returning order_epoch
+)
+insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, level, balance_minor, threshold_minor,
+                           cause, state)
+select %(meter_id)s, %(account_id)s, %(shard)s, %(kind)s, epoch.order_epoch, %(relay)s, %(level)s,
+       %(balance_minor)s, %(threshold_minor)s, %(cause)s, %(state)s
+from epoch
+returning id
+
+-- release_order: let a held order go, since its meter was heard
+update supply_orders set state = 'pending', next_try_at = '-infinity' where id = %(id)s and state = 'held'
+
+-- wake_dispatch: tell dispatchers at commit that there are orders
+select pg_notify('orders', %(shard)s::text)
+
+-- add_notice: write a notice in the same transaction as its cause
+insert into notices (account_id, kind, channel, body) values (%(account_id)s, %(kind)s, 'app', %(body)s)
+
+-- ask_recheck: an account that a batch would not wait for
+insert into rechecks (account_id, shard, late_since)
+values (%(account_id)s, %(shard)s, %(late_since)s)
+on conflict (account_id) do update set late_since = least(rechecks.late_since, excluded.late_since)
+
+-- take_rechecks: accounts of some shards that wait for a look
+select account_id, late_since from rechecks where shard = any(%(shards)s) order by account_id limit %(most)s
+
+-- settle_recheck: the look was taken, in this transaction; forget the ask that it answers
+delete from rechecks where account_id = %(account_id)s
+returning late_since

@@ -1,0 +1,117 @@
+-- take_leases: take shards whose owner is gone; the epoch fences whoever had them
+update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
+    expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
+from (
+    select role, shard from shard_leases
+    where role = %(role)s and shard = any(%(shards)s) and expires_at < clock_timestamp()
+    order by shard for update skip locked
+) free
+where l.role = free.role and l.shard = free.shard
+returning l.shard, l.epoch, l.feed_from::text::bigint
+
+-- expired_backends: sessions that still hold a lease row locked though the lease ran out
+select l.backend_pid from shard_leases l join pg_stat_activity a on a.pid = l.backend_pid
+where l.role = %(role)s and l.expires_at < clock_timestamp() and l.backend_pid <> pg_backend_pid()
+  and a.datname = current_database() and a.xact_start is not null
+
+-- end_backend: end one session of a paused owner
+select pg_terminate_backend(%(pid)s)
+
+-- fence: renew the leases of a batch; fewer rows than shards means that another owner has one
+update shard_leases l set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second',
+    backend_pid = pg_backend_pid()
+from (
+    select h.shard, h.epoch from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as h(shard, epoch)
+) held
+where l.role = %(role)s and l.shard = held.shard and l.epoch = held.epoch and l.owner = %(owner)s
+
+-- release_leases: give shards back at a clean stop
+update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null
+where role = %(role)s and owner = %(owner)s
+
+-- find_meters: billing meters and their accounts by serial
+select m.serial, m.id as meter_id, m.shard, a.id as account_id
+from meters m
+left join installations i on i.meter_id = m.id and i.role = 'billing' and i.to_at is null
+left join accounts a on a.usage_point_id = i.usage_point_id
+where m.serial = any(%(serials)s)
+
+-- read_feed: accounts changed by transactions that the last refresh may not have seen, and where to go on from
+select account_id, max(version) from change_feed
+where shard = any(%(shards)s) and xid >= %(since)s::text::xid8 group by account_id
+
+-- feed_horizon: the oldest transaction still running; everything before it is visible now
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+
+-- save_feed_position: keep the refresh position in the lease rows
+update shard_leases set feed_from = %(since)s::text::xid8 where role = 'ingest' and shard = any(%(shards)s) and owner = %(owner)s
+
+-- trim_feed: drop change-feed rows that every shard's owner has seen
+delete from change_feed c using shard_leases l
+where l.role = 'ingest' and l.shard = c.shard and c.xid < l.feed_from
+
+-- copy_readings: the hot path
+copy readings (meter_id, read_at, import_wh, export_wh, voltage_mv, current_ma, power_w, pf_milli, freq_mhz)
+from stdin (format binary)
+
+-- make_staging: where late readings wait to be compared; one per session
+create temporary table if not exists staging (
+    n integer not null, meter_id integer not null, read_at timestamptz(3) not null, import_wh bigint not null,
+    export_wh bigint, voltage_mv integer, current_ma integer, power_w integer, pf_milli smallint, freq_mhz integer
+) on commit delete rows
+
+-- copy_staging: fill the staging table
+copy staging (n, meter_id, read_at, import_wh, export_wh, voltage_mv, current_ma, power_w, pf_milli, freq_mhz)
+from stdin (format binary)
+
+-- probe_by_key: keep the planner on index probes; a scan of a day's readings for a few late ones would stall ingest
+set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_seqscan = off
+
+-- compare_staging: which late readings are known, and with the same content
+select s.n, (r.import_wh, r.export_wh, r.voltage_mv, r.current_ma, r.power_w, r.pf_milli, r.freq_mhz)
+         is not distinct from
+         (s.import_wh, s.export_wh, s.voltage_mv, s.current_ma, s.power_w, s.pf_milli, s.freq_mhz) as same
+from staging s join readings r on r.meter_id = s.meter_id and r.read_at = s.read_at
+
+-- neighbours: the readings on both sides of late ones
+select k.n, b.read_at, b.import_wh, c.read_at, c.import_wh
+from unnest(%(ns)s::integer[], %(meter_ids)s::integer[], %(ats)s::timestamptz[]) as k(n, meter_id, at)
+left join lateral (
+    select r.read_at, r.import_wh from readings r
+    where r.meter_id = k.meter_id and r.read_at < k.at order by r.read_at desc limit 1
+) b on true
+left join lateral (
+    select r.read_at, r.import_wh from readings r
+    where r.meter_id = k.meter_id and r.read_at > k.at order by r.read_at limit 1
+) c on true
+
+-- add_segment: a register rolled over, was reset or swapped
+insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
+values (%(meter_id)s, %(from_at)s, %(register_wh)s, %(start_wh)s, %(reason)s)
+on conflict (meter_id, from_at) do nothing
+
+-- add_quarantine: keep what could not be stored; the same frame again only counts up
+insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item)
+values (%(shard)s, %(topic)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s, sha256(%(topic)s::bytea || %(raw)s), %(item)s)
+on conflict (sha256, item) do update set times = quarantine.times + 1, last_at = now()
+
+-- add_batch: what came to a shard in this transaction and what became of it
+insert into batches (shard, epoch, messages, received, stored, duplicate, rejected, quarantined)
+values (%(shard)s, %(epoch)s, %(messages)s, %(received)s, %(stored)s, %(duplicate)s, %(rejected)s, %(quarantined)s)
+
+-- add_events: meter events, each once
+insert into meter_events (meter_id, at, code)
+select * from unnest(%(meter_ids)s::integer[], %(ats)s::timestamptz[], %(codes)s::integer[])
+on conflict do nothing
+
+-- save_relay: what a meter says its relay does, if that is newer than what is known
+update meter_state set relay = %(relay)s, relay_at = %(at)s
+where meter_id = %(meter_id)s and (relay_at is null or relay_at <= %(at)s) and relay is distinct from %(relay)s
+
+-- confirm_order: a meter's answer to the order it names; a stale one finds no row and changes nothing
+update supply_orders set state = %(state)s, confirmed_at = clock_timestamp()
+where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
+returning account_id
+
+-- partition_days: days that have a partition of readings
+select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'readings'::regclass

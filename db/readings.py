@@ -1,0 +1,124 @@
+"""Readings in and out of the database: partitions made ahead, COPY for the stream, staging for what comes late.
+
+Stage: the hot statement of every ingest batch. Rows are columns of one meter and instant; they are never updated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
+
+from psycopg import AsyncConnection
+from psycopg import sql as compose
+from psycopg.errors import DuplicateTable
+
+from billing.calendar import EPOCH, to_ms
+from db.named import sql
+
+_PARTITION = re.compile(r"readings_(\d{4})(\d{2})(\d{2})")
+_READING_TYPES = ("int4", "timestamptz", "int8", "int8", "int4", "int4", "int4", "int2", "int4")
+
+
+class ReadingRow(NamedTuple):
+    """One reading as it is stored; field order is the order of COPY."""
+
+    meter_id: int
+    read_at: datetime
+    import_wh: int
+    export_wh: int | None
+    voltage_mv: int | None
+    current_ma: int | None
+    power_w: int | None
+    pf_milli: int | None
+    freq_mhz: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """What stands on both sides of an instant: (milliseconds, register) each, or None."""
+
+    before: tuple[int, int] | None
+    after: tuple[int, int] | None
+
+
+async def partition_days(conn: AsyncConnection) -> set[date]:
+    """Return the UTC days that have a partition."""
+    cursor = await conn.execute(sql("partition_days"))
+    found = (_PARTITION.fullmatch(row[0]) for row in await cursor.fetchall())
+    return {date(int(m[1]), int(m[2]), int(m[3])) for m in found if m}
+
+
+async def ensure_partitions(conn: AsyncConnection, days: Iterable[date]) -> int:
+    """Make the partitions of some UTC days that are missing; return how many were made.
+
+    A partition is made as a table and then attached, which does not lock readers and writers of the others out.
+    """
+    missing = sorted(set(days) - await partition_days(conn))
+    for day in missing:
+        name = compose.Identifier(f"readings_{day:%Y%m%d}")
+        try:
+            async with conn.transaction():
+                await conn.execute(
+                    compose.SQL("create table {} (like readings including defaults including constraints)").format(name)
+                )
+                await conn.execute(
+                    compose.SQL("alter table readings attach partition {} for values from ({}) to ({})").format(
+                        name,
+                        compose.Literal(f"{day:%Y-%m-%d} 00:00:00+00"),
+                        compose.Literal(f"{day + timedelta(days=1):%Y-%m-%d} 00:00:00+00"),
+                    )
+                )
+        except DuplicateTable:
+            # Another process made it between our look and our try.
+            continue
+    return len(missing)
+
+
+def day_of_ms(at_ms: int) -> date:
+    """Return the UTC day of an instant: the partition it falls into."""
+    return (EPOCH + timedelta(milliseconds=at_ms)).date()
+
+
+async def copy_readings(conn: AsyncConnection, rows: Sequence[ReadingRow]) -> None:
+    """Append readings, sorted by meter and instant.
+
+    Raises: psycopg.errors.UniqueViolation when one is there already.
+    """
+    async with conn.cursor() as cursor, cursor.copy(sql("copy_readings")) as copy:
+        copy.set_types(_READING_TYPES)
+        for row in rows:
+            await copy.write_row(row)
+
+
+async def compare_readings(conn: AsyncConnection, rows: Sequence[ReadingRow]) -> dict[int, bool]:
+    """Look up readings by key: position in `rows` to whether the stored one has the same content."""
+    await conn.execute(sql("make_staging"))
+    async with conn.cursor() as cursor, cursor.copy(sql("copy_staging")) as copy:
+        copy.set_types(("int4", *_READING_TYPES))
+        for number, row in enumerate(rows):
+            await copy.write_row((number, *row))
+    await conn.execute(sql("probe_by_key"))
+    cursor = await conn.execute(sql("compare_staging"))
+    return dict(await cursor.fetchall())
+
+
+async def neighbours(conn: AsyncConnection, rows: Sequence[tuple[int, ReadingRow]]) -> dict[int, Neighbours]:
+    """Read what stands on both sides of late readings, by their number."""
+    cursor = await conn.execute(
+        sql("neighbours"),
+        {
+            "ns": [number for number, _ in rows],
+            "meter_ids": [row.meter_id for _, row in rows],
+            "ats": [row.read_at for _, row in rows],
+        },
+    )
+    return {
+        number: Neighbours(
+            before=None if before_at is None else (to_ms(before_at), before_wh),
+            after=None if after_at is None else (to_ms(after_at), after_wh),
+        )
+        for number, before_at, before_wh, after_at, after_wh in await cursor.fetchall()
+    }

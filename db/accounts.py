@@ -72,7 +72,7 @@ class AccountView:
     """One account at one moment.
 
     Invariants: `points` rise in time, begin with the anchor (the last point at or before the checkpoint) and end with
-    the latest accepted reading; `mark_register_wh` is that reading's register, None before the first.
+    the latest accepted reading; `mark_ms` and `mark_register_wh` are that reading's, None before the first.
     """
 
     id: int
@@ -84,8 +84,8 @@ class AccountView:
     levels: Levels
     meter: MeterView
     points: tuple[Point, ...]
+    mark_ms: int | None
     mark_register_wh: int | None
-    mark_export_wh: int | None
     open_order: OpenOrder | None
 
     def balance_minor(self, calendar: LocalCalendar) -> int:
@@ -164,8 +164,8 @@ def _view_from_row(row: dict[str, Any]) -> AccountView:
         levels=_levels_from_row(row),
         meter=meter,
         points=(anchor, *(point for point in seen if point.at_ms > anchor.at_ms)),
+        mark_ms=to_ms(row["mark_at"]) if row["mark_at"] else None,
         mark_register_wh=row["mark_register_wh"],
-        mark_export_wh=row["mark_export_wh"],
         open_order=order,
     )
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from typing import NamedTuple
+from datetime import date, timedelta
 
 from psycopg import AsyncConnection
 from psycopg import sql as compose
@@ -17,23 +16,10 @@ from psycopg.errors import DuplicateTable
 
 from billing.calendar import EPOCH, to_ms
 from db.named import sql
+from protocols.rows import ReadingRow
 
 _PARTITION = re.compile(r"readings_(\d{4})(\d{2})(\d{2})")
 _READING_TYPES = ("int4", "timestamptz", "int8", "int8", "int4", "int4", "int4", "int2", "int4")
-
-
-class ReadingRow(NamedTuple):
-    """One reading as it is stored; field order is the order of COPY."""
-
-    meter_id: int
-    read_at: datetime
-    import_wh: int
-    export_wh: int | None
-    voltage_mv: int | None
-    current_ma: int | None
-    power_w: int | None
-    pf_milli: int | None
-    freq_mhz: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ select a.id, a.number, a.shard, a.mode, a.category, a.tariff_id, t.document as t
        m.id as meter_id, m.serial, m.rated_w, m.register_end_wh, i.from_at as installed_at,
        s.relay, s.relay_at, u.area,
        g.segments, p.ats, p.registers, l.read_at as mark_at, l.import_wh as mark_register_wh,
-       l.export_wh as mark_export_wh, o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
+       o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
 from accounts a
 join tariffs t on t.id = a.tariff_id
 join usage_points u on u.id = a.usage_point_id
@@ -26,7 +26,7 @@ cross join lateral (
     from register_segments r where r.meter_id = m.id
 ) g
 left join lateral (
-    select r.read_at, r.import_wh, r.export_wh from readings r
+    select r.read_at, r.import_wh from readings r
     where r.meter_id = m.id and r.read_at >= a.anchor_at order by r.read_at desc limit 1
 ) l on true
 left join lateral (

@@ -92,7 +92,8 @@ on conflict (meter_id, from_at) do nothing
 
 -- add_quarantine: keep what could not be stored; the same frame again only counts up
 insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item)
-values (%(shard)s, %(topic)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s, sha256(%(topic)s::bytea || %(raw)s), %(item)s)
+values (%(shard)s, %(topic_text)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s,
+        sha256(%(topic)s::bytea || %(raw)s), %(item)s)
 on conflict (sha256, item) do update set times = quarantine.times + 1, last_at = now()
 
 -- add_batch: what came to a shard in this transaction and what became of it
@@ -108,9 +109,10 @@ on conflict do nothing
 update meter_state set relay = %(relay)s, relay_at = %(at)s
 where meter_id = %(meter_id)s and (relay_at is null or relay_at <= %(at)s) and relay is distinct from %(relay)s
 
--- confirm_order: a meter's answer to the order it names; a stale one finds no row and changes nothing
+-- confirm_order: a meter's answer to the order it names; a stale or contradicting one changes nothing
 update supply_orders set state = %(state)s, confirmed_at = clock_timestamp()
 where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
+  and (%(state)s <> 'confirmed' or relay is not distinct from %(relay)s)
 returning account_id
 
 -- partition_days: days that have a partition of readings

@@ -1,0 +1,114 @@
+"""Writing a batch: the statements of one ingest transaction, in their order.
+
+Stage: inside the transaction that the ingest edge opens. Values in, rows out; deciding is done elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import AsyncConnection
+
+from db.leases import Lease
+from db.named import sql
+
+OUTCOMES = ("messages", "received", "stored", "duplicate", "rejected", "quarantined")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineRow:
+    """One reading, or a whole message that is none, that could not be stored."""
+
+    shard: int | None
+    topic: str
+    serial: str | None
+    read_at: datetime | None
+    reason: str
+    detail: str
+    raw: bytes
+    item: int
+
+
+async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -> None:
+    """Keep what could not be stored, with its bytes and the reason."""
+    parameters = [
+        {
+            "shard": row.shard,
+            "topic": row.topic.encode(),
+            "topic_text": row.topic.replace("\x00", "�"),
+            "serial": row.serial,
+            "read_at": row.read_at,
+            "reason": row.reason,
+            "detail": row.detail.replace("\x00", "�"),
+            "raw": row.raw,
+            "item": row.item,
+        }
+        for row in rows
+    ]
+    if parameters:
+        async with conn.cursor() as cursor:
+            await cursor.executemany(sql("add_quarantine"), parameters)
+
+
+async def add_counts(
+    conn: AsyncConnection, leases: Mapping[int, Lease], counts: Mapping[int | None, Mapping[str, int]]
+) -> None:
+    """Write one row per shard: what came in this transaction and what became of it. Leftovers have no shard."""
+    parameters = [
+        {
+            "shard": shard,
+            "epoch": 0 if shard is None else leases[shard].epoch,
+            **{outcome: counted.get(outcome, 0) for outcome in OUTCOMES},
+        }
+        for shard, counted in counts.items()
+    ]
+    async with conn.cursor() as cursor:
+        await cursor.executemany(sql("add_batch"), parameters)
+
+
+async def add_events(conn: AsyncConnection, events: Iterable[tuple[int, datetime, int]]) -> None:
+    """Store meter events (meter, instant, code), each once."""
+    rows = list(events)
+    if rows:
+        meter_ids, ats, codes = (list(column) for column in zip(*rows, strict=True))
+        await conn.execute(sql("add_events"), {"meter_ids": meter_ids, "ats": ats, "codes": codes})
+
+
+async def add_segment(
+    conn: AsyncConnection, meter_id: int, from_at: datetime, *, register_wh: int, start_wh: int
+) -> None:
+    """Record that a meter's register rolled over."""
+    await conn.execute(
+        sql("add_segment"),
+        {
+            "meter_id": meter_id,
+            "from_at": from_at,
+            "register_wh": register_wh,
+            "start_wh": start_wh,
+            "reason": "rollover",
+        },
+    )
+
+
+async def save_relay(conn: AsyncConnection, meter_id: int, relay: str, at: datetime) -> None:
+    """Note what a meter says its relay does."""
+    await conn.execute(sql("save_relay"), {"meter_id": meter_id, "relay": relay, "at": at})
+
+
+async def confirm_order(
+    conn: AsyncConnection, *, order_id: int, meter_id: int, epoch: int, state: str, relay: str | None
+) -> int | None:
+    """Book a meter's answer on the order it names; return the account, or None when the answer is stale."""
+    cursor = await conn.execute(
+        sql("confirm_order"),
+        {"order_id": order_id, "meter_id": meter_id, "epoch": epoch, "state": state, "relay": relay},
+    )
+    row = await cursor.fetchone()
+    return None if row is None else int(row[0])
+
+
+async def ask_recheck(conn: AsyncConnection, account_id: int, shard: int, late_since: datetime | None) -> None:
+    """Leave an account that is locked by somebody else to be looked at right after this batch."""
+    await conn.execute(sql("ask_recheck"), {"account_id": account_id, "shard": shard, "late_since": late_since})

@@ -1,0 +1,147 @@
+"""Meter states of the shards a process owns: loaded when first needed, refreshed by the change feed.
+
+Stage: beside ingest, between batches. A state is taken over from a plan only after its commit and dropped when a
+commit failed or its outcome is unknown; what the feed names is read again, by version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from psycopg import AsyncConnection
+
+from billing.calendar import LocalCalendar
+from billing.running import advance, begin
+from db.accounts import AccountView, look
+from db.leases import Lease
+from db.named import sql
+from db.posting import silent_over_period_end
+from headend.state import AccountState, MeterState, RegisterSegment
+
+# Transactions between two saves of the feed position: a new owner reads at most these again, which is harmless.
+FEED_SAVE_EVERY = 1_000
+
+
+class StateCache:
+    """Meter states by serial.
+
+    Invariants: holds only meters of owned shards; `feed_from` is a transaction before which every change has been
+    read.
+    """
+
+    def __init__(self, calendar: LocalCalendar) -> None:
+        self._calendar = calendar
+        self._by_serial: dict[str, MeterState] = {}
+        self._serial_of: dict[int, str] = {}
+        self._feed_from = 0
+        self._feed_saved = 0
+
+    def own(self, leases: Iterable[Lease]) -> None:
+        """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood."""
+        self.clear()
+        self._feed_from = min((lease.feed_from for lease in leases), default=0)
+
+    def clear(self) -> None:
+        """Forget all states; the feed position stays."""
+        self._by_serial.clear()
+        self._serial_of.clear()
+
+    def states(self) -> Mapping[str, MeterState]:
+        """Return what is known, by serial."""
+        return self._by_serial
+
+    def adopt(self, states: Mapping[str, MeterState], stale_serials: Iterable[str]) -> None:
+        """Take over the states of a committed plan; forget those that the database has to tell again."""
+        self._by_serial.update(states)
+        for serial in stale_serials:
+            self._by_serial.pop(serial, None)
+
+    async def load(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
+        """Read the states of meters not known yet; unknown serials stay unknown."""
+        wanted = [serial for serial in set(serials) if serial not in self._by_serial]
+        if not wanted:
+            return
+        cursor = await conn.execute(sql("find_meters"), {"serials": wanted})
+        ids = [account_id for _, _, _, account_id in await cursor.fetchall() if account_id is not None]
+        await self._read(conn, ids)
+
+    async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[int]:
+        """Read the change feed; return the accounts whose balance now has to be looked at under their lock.
+
+        Every account in the feed is checked, with or without a new reading.
+        """
+        cursor = await conn.execute(sql("feed_horizon"))
+        row = await cursor.fetchone()
+        assert row is not None, "feed_horizon returns one row"
+        cursor = await conn.execute(sql("read_feed"), {"shards": list(shards), "since": str(self._feed_from)})
+        changed = dict(await cursor.fetchall())
+        newer = [account_id for account_id, version in changed.items() if self._version(account_id) < version]
+        await self._read(conn, newer)
+        self._feed_from = row[0]
+        return sorted(account_id for account_id in newer if self._needs_look(account_id))
+
+    def feed_moved(self) -> bool:
+        """Tell, once, whether the position moved far enough to be worth saving."""
+        if self._feed_from - self._feed_saved < FEED_SAVE_EVERY:
+            return False
+        self._feed_saved = self._feed_from
+        return True
+
+    @property
+    def feed_from(self) -> int:
+        """The transaction from which the next refresh reads."""
+        return self._feed_from
+
+    def _version(self, account_id: int) -> int:
+        state = self._by_serial.get(self._serial_of.get(account_id, ""))
+        return state.account.version if state else 0
+
+    def _needs_look(self, account_id: int) -> bool:
+        state = self._by_serial.get(self._serial_of.get(account_id, ""))
+        return state is not None and state.account.needs_look(self._calendar)
+
+    async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
+        if not account_ids:
+            return
+        views = await look(conn, account_ids, self._calendar)
+        for view in views.values():
+            state = state_from_view(view, self._calendar)
+            self._by_serial[state.serial] = state
+            self._serial_of[view.id] = state.serial
+
+
+def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
+    """Follow an account's curve to its mark and keep what the next reading needs."""
+    walk = begin(view.checkpoint, view.points[0])
+    for point in view.points[1:]:
+        walk = advance(walk, view.terms, point, calendar)
+    segments = tuple(
+        RegisterSegment(from_ms=segment.from_ms, offset_wh=segment.start_wh - segment.register_wh)
+        for segment in view.meter.segments
+    )
+    mark_ms, mark_wh = view.mark_ms, view.mark_register_wh
+    if mark_ms is None or mark_wh is None:
+        mark_ms, mark_wh = view.meter.segments[-1].from_ms, view.meter.segments[-1].register_wh
+    return MeterState(
+        serial=view.meter.serial,
+        shard=view.shard,
+        meter_id=view.meter.id,
+        rated_w=view.meter.rated_w,
+        register_end_wh=view.meter.register_end_wh,
+        installed_ms=view.meter.installed_ms,
+        segments=segments,
+        mark_ms=mark_ms,
+        mark_wh=mark_wh,
+        relay=view.meter.relay,
+        account=AccountState(
+            id=view.id,
+            version=view.version,
+            terms=view.terms,
+            checkpoint=view.checkpoint,
+            levels=view.levels,
+            walk=walk,
+            silent=silent_over_period_end(view, calendar),
+            told=view.open_order.relay if view.open_order else None,
+            held=bool(view.open_order and view.open_order.held),
+        ),
+    )

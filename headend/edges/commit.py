@@ -1,0 +1,166 @@
+"""One batch, one transaction: the writing half of ingest.
+
+Stage: between a plan and its commit. The first statement fences the leases; accounts are locked before anything
+refers to them; the batch never waits for an account, it leaves the busy ones to be settled right after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from psycopg import AsyncConnection
+
+from billing.calendar import from_ms, to_ms
+from db.accounts import AccountView, look
+from db.batches import (
+    QuarantineRow,
+    add_counts,
+    add_events,
+    add_quarantine,
+    add_segment,
+    ask_recheck,
+    confirm_order,
+    save_relay,
+)
+from db.leases import Lease, Owner, fence
+from db.named import sql
+from db.orders import PostingRules
+from db.posting import lock, lock_free, post_readings
+from db.readings import compare_readings, copy_readings, neighbours
+from headend.pipeline import Held, Plan, place_late
+from headend.state import MeterState
+from protocols.native import ReplyResult
+from protocols.rows import ReadingRow
+
+# What an answer makes of the order it names; `expired` and `stale` leave it to be sent again.
+_STATE_AFTER = {ReplyResult.DONE: "confirmed", ReplyResult.REFUSED: "refused"}
+
+
+async def write_plan(
+    conn: AsyncConnection, made: Plan, *, owner: Owner, leases: Mapping[int, Lease], rules: PostingRules
+) -> None:
+    """Write a batch in one transaction under its leases.
+
+    Raises: LeaseLost; psycopg.errors.UniqueViolation when a reading planned as new is stored already.
+    """
+    touched = [leases[shard] for shard in made.counts if shard is not None]
+    async with conn.transaction():
+        await fence(conn, owner, touched)
+        await _write_segments(conn, made)
+        if made.rows:
+            await copy_readings(conn, made.rows)
+        if made.late:
+            await _write_late(conn, made)
+        for meter_id, relay, at_ms in made.relays:
+            await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
+        await _write_replies(conn, made)
+        await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in made.events])
+        if made.candidates:
+            await _write_candidates(conn, made, rules)
+        await add_quarantine(conn, [_quarantine_row(held) for held in made.held])
+        await add_counts(conn, leases, made.counts)
+
+
+async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
+    """Look at one account under its lock, in a transaction of its own, and write what its balance asks for."""
+    async with conn.transaction():
+        await lock(conn, [account_id])
+        cursor = await conn.execute(sql("settle_recheck"), {"account_id": account_id})
+        asked = await cursor.fetchone()
+        late_since_ms = to_ms(asked[0]) if asked and asked[0] else None
+        views = await look(conn, [account_id], rules.calendar)
+        for view in views.values():
+            await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=_now_ms())
+
+
+async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
+    if not made.segments:
+        return
+    meter_ids = {segment.meter_id for segment in made.segments}
+    accounts = [s.account.id for s in made.states.values() if s.meter_id in meter_ids]
+    await lock(conn, accounts)
+    for segment in made.segments:
+        await add_segment(
+            conn,
+            segment.meter_id,
+            from_ms(segment.from_ms),
+            register_wh=segment.register_wh,
+            start_wh=segment.start_wh,
+        )
+
+
+async def _write_late(conn: AsyncConnection, made: Plan) -> None:
+    """Drop known readings, fit new ones between their neighbours, quarantine the rest."""
+    rows = [late.row for late in made.late]
+    known = await compare_readings(conn, rows)
+    unknown = [(number, row) for number, row in enumerate(rows) if number not in known]
+    around = await neighbours(conn, unknown) if unknown else {}
+    placed: dict[tuple[int, object], ReadingRow] = {}
+    last: dict[int, tuple[int, int]] = {}
+    for number, late in enumerate(made.late):
+        key = (late.row.meter_id, late.row.read_at)
+        same = placed[key] == late.row if key in placed else known.get(number)
+        found = around.get(number)
+        before = _energy(late.meter, found.before) if found else None
+        after = _energy(late.meter, found.after) if found else None
+        before = max(filter(None, (before, last.get(late.row.meter_id))), default=None)
+        row = place_late(made, late, same=same, before=before, after=after)
+        if row is not None:
+            placed[key] = row
+            last[row.meter_id] = (late.at_ms, late.meter.energy_to_date(late.at_ms, row.import_wh))
+    await copy_readings(conn, list(placed.values()))
+
+
+def _energy(meter: MeterState, neighbour: tuple[int, int] | None) -> tuple[int, int] | None:
+    if neighbour is None:
+        return None
+    at_ms, register_wh = neighbour
+    return at_ms, meter.energy_to_date(at_ms, register_wh)
+
+
+async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
+    for meter_id, reply in made.replies:
+        state = _STATE_AFTER.get(reply.result)
+        if state is not None:
+            await confirm_order(
+                conn,
+                order_id=reply.order_id,
+                meter_id=meter_id,
+                epoch=reply.epoch,
+                state=state,
+                relay=reply.relay.value if reply.relay else None,
+            )
+
+
+async def _write_candidates(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:
+    """Lock the candidates that are free, look at them, post; leave the others to be settled right after."""
+    now_ms = _now_ms()
+    free = await lock_free(conn, sorted(made.candidates))
+    views: dict[int, AccountView] = await look(conn, sorted(free), rules.calendar) if free else {}
+    for account_id, view in sorted(views.items()):
+        since_ms = made.late_since_ms.get(account_id)
+        await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
+    shards = {state.account.id: state.shard for state in made.states.values()}
+    shards |= {late.meter.account.id: late.meter.shard for late in made.late}
+    for account_id in sorted(made.candidates - free):
+        late_ms = made.late_since_ms.get(account_id)
+        late_since = None if late_ms is None else from_ms(late_ms)
+        await ask_recheck(conn, account_id, shards[account_id], late_since)
+
+
+def _quarantine_row(held: Held) -> QuarantineRow:
+    return QuarantineRow(
+        shard=held.shard,
+        topic=held.topic,
+        serial=held.serial,
+        read_at=None if held.read_at_ms is None else from_ms(held.read_at_ms),
+        reason=held.fault.reason.value,
+        detail=held.fault.detail,
+        raw=held.raw,
+        item=held.item,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,220 @@
+"""The ingest process: broker to database, one transaction a batch, acknowledged after its commit.
+
+Stage: the edge of the READ story. Takes messages in stream order from the shards it owns, plans them with the pure
+pipeline, writes readings, quarantine, alarms, orders and counts in one transaction under its leases, and only then
+acknowledges. Whatever fails, the same messages are taken again and cost nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+
+import structlog
+from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.errors import UniqueViolation
+
+from billing.calendar import LocalCalendar
+from db.errors import LeaseLost
+from db.leases import Lease, Owner, fence, release_leases, take_leases
+from db.named import sql
+from db.orders import PostingRules
+from db.pool import connect
+from db.readings import ensure_partitions, partition_days
+from headend.edges.cache import StateCache
+from headend.edges.commit import settle_account, write_plan
+from headend.edges.metrics import IngestMetrics
+from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
+from headend.pipeline import Plan, plan, receive
+from headend.validate import in_late_window
+from protocols.topics import SHARDS
+
+_log = structlog.get_logger("ingest")
+
+# While no batch comes, leases are renewed and the feed is read this often: 50 times within a 10 s lease.
+IDLE_WAIT_S = 0.2
+# 0.2 s doubling to 5 s: a database restart of 2 s is met within 3 s, an outage of an hour costs 720 tries.
+RETRY_S_FIRST, RETRY_S_MAX = 0.2, 5.0
+# A message is at most 64 kB and a block holds 96 readings: 2,000 messages are 128 MB and 192,000 readings at worst.
+BATCH_MESSAGES_MAX = 2_000
+BATCH_BYTES_MAX = 32_000_000
+# Accounts left over by batches that are settled in one go; more wait for the next round.
+RECHECKS_MAX = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSettings:
+    """What an ingest process needs to know. Times in seconds."""
+
+    database_url: str
+    nats_url: str
+    calendar: LocalCalendar
+    lease_s: int
+    ack_wait_s: int
+    stale_reading_s: int | None
+    shards: frozenset[int] = frozenset(range(SHARDS))
+    takes_leftovers: bool = True
+
+
+class Ingest:
+    """One ingest process.
+
+    Invariants: a message is acknowledged only after the commit of the batch that stored it; states in the cache are
+    those of the database at the last commit or forgotten; nothing is written for a shard without its lease.
+    """
+
+    def __init__(self, settings: IngestSettings, metrics: IngestMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        name = f"ingest-{os.getpid()}-{secrets.token_hex(4)}"
+        self._owner = Owner(role="ingest", name=name, lease_s=settings.lease_s)
+        self._cache = StateCache(settings.calendar)
+        stale_ms = None if settings.stale_reading_s is None else settings.stale_reading_s * 1000
+        self._rules = PostingRules(calendar=settings.calendar, stale_ms=stale_ms)
+        self._leases: dict[int, Lease] = {}
+        self._batch: list[StreamMessage] = []
+        self._days: set[date] = set()
+        self._renew_at_s = 0.0
+        self._take_at_s = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ingest until `stop` is set; outages of database and broker are waited out."""
+        retry_s = RETRY_S_FIRST
+        async with StreamReader.connect(self._settings.nats_url, ack_wait_s=self._settings.ack_wait_s) as reader:
+            while not stop.is_set():
+                try:
+                    await self._session(reader, stop)
+                    retry_s = RETRY_S_FIRST
+                except LeaseLost as lost:
+                    _log.warning("lease_lost", owner=self._owner.name, detail=str(lost))
+                    await self._forget(reader)
+                except StreamUnavailable as error:
+                    _log.warning("broker_away", detail=str(error)[:200], retry_s=retry_s)
+                    retry_s = await _backoff(stop, retry_s)
+                except (OperationalError, InterfaceError) as error:
+                    # The commit may have happened or not: forget what we know, take the same messages again.
+                    _log.warning("database_away", detail=str(error).strip()[:200], retry_s=retry_s)
+                    self._cache.clear()
+                    retry_s = await _backoff(stop, retry_s)
+
+    async def _session(self, reader: StreamReader, stop: asyncio.Event) -> None:
+        """Work on one database connection until told to stop. A batch that failed is tried again first."""
+        # Below the lease: a paused owner's transaction has ended before another takes its shards.
+        below_lease_s = max(1, self._settings.lease_s // 2)
+        async with await connect(
+            self._settings.database_url,
+            application=self._owner.name,
+            idle_in_transaction_s=below_lease_s,
+            lock_timeout_s=below_lease_s,
+        ) as conn:
+            self._days = await partition_days(conn)
+            while not stop.is_set():
+                await self._keep_leases(conn, reader)
+                if not self._batch:
+                    self._batch = await reader.take(
+                        messages_max=BATCH_MESSAGES_MAX, bytes_max=BATCH_BYTES_MAX, wait_s=IDLE_WAIT_S
+                    )
+                if self._batch:
+                    await self._store(conn, self._batch)
+                    # Only after the commit: the broker resends on a crash and the key drops the copy.
+                    await reader.acknowledge(self._batch)
+                    self._batch = []
+                await self._follow_up(conn)
+            await release_leases(conn, self._owner)
+
+    async def _keep_leases(self, conn: AsyncConnection, reader: StreamReader) -> None:
+        """Renew our leases and take those that others have lost."""
+        now_s = time.monotonic()
+        if self._leases and now_s >= self._renew_at_s:
+            await self._renew(conn)
+        missing = self._settings.shards - self._leases.keys()
+        if not missing or now_s < self._take_at_s:
+            return
+        self._take_at_s = now_s + 1.0
+        taken = await take_leases(conn, self._owner, missing)
+        if not taken:
+            return
+        self._leases.update({lease.shard: lease for lease in taken})
+        _log.info("leases_taken", owner=self._owner.name, shards=len(taken), held=len(self._leases))
+        # What the last owner left comes again first, so that readings stay in stream order.
+        waiting = asyncio.create_task(reader.await_redelivery([lease.shard for lease in taken]))
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=self._settings.lease_s / 5)
+                await self._renew(conn)
+            waiting.result()
+        finally:
+            waiting.cancel()
+        self._cache.own(taken)
+        await reader.own(set(self._leases), leftovers=self._settings.takes_leftovers and 0 in self._leases)
+
+    async def _renew(self, conn: AsyncConnection) -> None:
+        await fence(conn, self._owner, self._leases.values())
+        self._renew_at_s = time.monotonic() + self._settings.lease_s / 5
+
+    async def _forget(self, reader: StreamReader) -> None:
+        """Give up everything: another owner has a shard of ours, and its messages come to that one."""
+        self._leases.clear()
+        self._cache.clear()
+        self._batch = []
+        await reader.own(set(), leftovers=False)
+
+    async def _store(self, conn: AsyncConnection, batch: Sequence[StreamMessage]) -> None:
+        """Plan a batch and write it in one transaction."""
+        began_s = time.monotonic()
+        await self._refresh(conn)
+        received = [receive(m.shard, m.topic, m.payload, m.stored_at_ms) for m in batch]
+        serials = {message.uplink.serial for message in received if message.uplink is not None}
+        for attempt in ("known", "reread"):
+            await self._cache.load(conn, serials)
+            made = plan(received, self._cache.states(), self._settings.calendar)
+            await self._make_partitions(conn, made)
+            try:
+                await write_plan(conn, made, owner=self._owner, leases=self._leases, rules=self._rules)
+                break
+            except UniqueViolation:
+                # A reading we thought new is there: what we knew was old. Read everything again, once.
+                self._cache.clear()
+                if attempt == "reread":
+                    raise
+        self._cache.adopt(made.states, made.stale_serials)
+        self._renew_at_s = time.monotonic() + self._settings.lease_s / 5
+        self._metrics.batch_stored(made.counts, len(batch), batch[-1].stored_at_ms, time.monotonic() - began_s)
+
+    async def _make_partitions(self, conn: AsyncConnection, made: Plan) -> None:
+        """Make missing day partitions before the transaction, never inside it."""
+        days = {row.read_at.date() for row in made.rows}
+        days |= {late.row.read_at.date() for late in made.late if in_late_window(late.meter, late.at_ms)}
+        missing = days - self._days
+        if missing:
+            await ensure_partitions(conn, missing)
+            self._days |= missing
+
+    async def _follow_up(self, conn: AsyncConnection) -> None:
+        """After a batch or a pause: read the feed, settle what batches would not wait for."""
+        await self._refresh(conn)
+        cursor = await conn.execute(sql("take_rechecks"), {"shards": list(self._leases), "most": RECHECKS_MAX})
+        for account_id, _ in await cursor.fetchall():
+            await settle_account(conn, account_id, rules=self._rules)
+
+    async def _refresh(self, conn: AsyncConnection) -> None:
+        for account_id in await self._cache.refresh(conn, self._leases):
+            await settle_account(conn, account_id, rules=self._rules)
+        if self._cache.feed_moved():
+            await conn.execute(
+                sql("save_feed_position"),
+                {"since": str(self._cache.feed_from), "shards": list(self._leases), "owner": self._owner.name},
+            )
+
+
+async def _backoff(stop: asyncio.Event, retry_s: float) -> float:
+    """Wait, unless told to stop; return the next wait."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), retry_s)
+    return min(2 * retry_s, RETRY_S_MAX)

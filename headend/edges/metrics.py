@@ -1,0 +1,55 @@
+"""Prometheus counters of the head-end's processes.
+
+Stage: beside the edges. One registry per process object, so that tests can have several.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+OUTCOMES = ("received", "stored", "duplicate", "rejected", "quarantined")
+
+
+class IngestMetrics:
+    """What an ingest process counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._readings = Counter(
+            "prepaid_ingest_readings",
+            "Readings by what became of them; received = stored + duplicate + rejected + quarantined",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._messages = Counter("prepaid_ingest_messages", "Messages acknowledged", registry=self.registry)
+        self._lag = Gauge(
+            "prepaid_ingest_lag_seconds",
+            "Age of the last message at its commit, by the broker's store time",
+            registry=self.registry,
+        )
+        self._batch = Histogram(
+            "prepaid_ingest_batch_seconds",
+            "Time from taking a batch to its commit",
+            buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:
+            self._readings.labels(outcome)
+
+    def batch_stored(
+        self,
+        counts: Mapping[int | None, Mapping[str, int]],
+        messages: int,
+        last_stored_at_ms: int,
+        seconds: float,
+    ) -> None:
+        """Count a committed batch."""
+        for counted in counts.values():
+            for outcome in OUTCOMES:
+                self._readings.labels(outcome).inc(counted.get(outcome, 0))
+        self._messages.inc(messages)
+        self._lag.set(max(0.0, time.time() - last_stored_at_ms / 1000))
+        self._batch.observe(seconds)

@@ -1,0 +1,79 @@
+"""What ingest knows of each meter it owns: enough to validate and rate its next reading without the database.
+
+Stage: between batches. Values only; the edge loads them from the database, takes over the new ones after a commit
+and drops them when a commit failed or its outcome is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from billing.calendar import LocalCalendar
+from billing.running import Checkpoint, Terms, Walk, owed_minor
+from billing.supply import Levels, Supply, crosses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterSegment:
+    """From an instant on, energy to date is the register plus `offset_wh`."""
+
+    from_ms: int
+    offset_wh: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountState:
+    """The account a meter's readings are charged to.
+
+    Invariants: `walk` has followed the curve to the meter's mark; `told` is the supply the meter has or was ordered
+    to have; `silent` says that a closed period end waits for the next reading.
+    """
+
+    id: int
+    version: int
+    terms: Terms
+    checkpoint: Checkpoint
+    levels: Levels
+    walk: Walk
+    silent: bool
+    told: Supply | None
+    held: bool
+
+    def balance_minor(self, calendar: LocalCalendar) -> int:
+        """Return the running balance at money time."""
+        owed = owed_minor(self.walk, self.terms, through=self.checkpoint.through, calendar=calendar)
+        return self.checkpoint.posted_minor - owed
+
+    def needs_look(self, calendar: LocalCalendar) -> bool:
+        """Tell whether the account has to be locked and looked at: a candidate, decided only under the lock."""
+        return self.held or crosses(self.levels, self.balance_minor(calendar))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterState:
+    """A billing meter and its account.
+
+    Invariants: `mark_ms` is the latest accepted reading (or the installation) and `mark_wh` the register then;
+    `segments` rise in time and there is at least one.
+    """
+
+    serial: str
+    shard: int
+    meter_id: int
+    rated_w: int
+    register_end_wh: int
+    installed_ms: int
+    segments: tuple[RegisterSegment, ...]
+    mark_ms: int
+    mark_wh: int
+    relay: Supply | None
+    account: AccountState
+
+    def energy_to_date(self, at_ms: int, register_wh: int) -> int:
+        """Carry a register over roll-overs: energy to date in Wh at a reading."""
+        offset_wh = self.segments[0].offset_wh
+        for segment in self.segments:
+            if segment.from_ms > at_ms:
+                break
+            offset_wh = segment.offset_wh
+        return register_wh + offset_wh

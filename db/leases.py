@@ -21,7 +21,7 @@ class Owner:
 
     role: str
     name: str
-    lease_s: int
+    lease_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from db.named import sql
 from protocols.rows import ReadingRow
 
 _PARTITION = re.compile(r"readings_(\d{4})(\d{2})(\d{2})")
-_READING_TYPES = ("int4", "timestamptz", "int8", "int8", "int4", "int4", "int4", "int2", "int4")
+_READING_TYPES = ("int4", "timestamptz", "int8", "int8", "int4", "int4", "int4", "int4", "int4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

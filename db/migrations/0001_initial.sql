@@ -173,7 +173,7 @@ create table readings (
     voltage_mv integer,
     current_ma integer,
     power_w integer,
-    pf_milli smallint,
+    pf_milli integer,
     freq_mhz integer,
     primary key (meter_id, read_at)
 ) partition by range (read_at);

@@ -57,7 +57,7 @@ from stdin (format binary)
 -- make_staging: where late readings wait to be compared; one per session
 create temporary table if not exists staging (
     n integer not null, meter_id integer not null, read_at timestamptz(3) not null, import_wh bigint not null,
-    export_wh bigint, voltage_mv integer, current_ma integer, power_w integer, pf_milli smallint, freq_mhz integer
+    export_wh bigint, voltage_mv integer, current_ma integer, power_w integer, pf_milli integer, freq_mhz integer
 ) on commit delete rows
 
 -- copy_staging: fill the staging table

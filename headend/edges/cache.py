@@ -74,7 +74,7 @@ class StateCache:
         row = await cursor.fetchone()
         assert row is not None, "feed_horizon returns one row"
         cursor = await conn.execute(sql("read_feed"), {"shards": list(shards), "since": str(self._feed_from)})
-        changed = dict(await cursor.fetchall())
+        changed: dict[int, int] = dict(await cursor.fetchall())
         newer = [account_id for account_id, version in changed.items() if self._version(account_id) < version]
         await self._read(conn, newer)
         self._feed_from = row[0]

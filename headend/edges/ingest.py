@@ -55,8 +55,8 @@ class IngestSettings:
     database_url: str
     nats_url: str
     calendar: LocalCalendar
-    lease_s: int
-    ack_wait_s: int
+    lease_s: float
+    ack_wait_s: float
     stale_reading_s: int | None
     shards: frozenset[int] = frozenset(range(SHARDS))
     takes_leftovers: bool = True
@@ -106,7 +106,7 @@ class Ingest:
     async def _session(self, reader: StreamReader, stop: asyncio.Event) -> None:
         """Work on one database connection until told to stop. A batch that failed is tried again first."""
         # Below the lease: a paused owner's transaction has ended before another takes its shards.
-        below_lease_s = max(1, self._settings.lease_s // 2)
+        below_lease_s = max(1, int(self._settings.lease_s / 2))
         async with await connect(
             self._settings.database_url,
             application=self._owner.name,

@@ -424,7 +424,7 @@ def parse_reply(reply: str) -> Delivery:
     """Read an acknowledgement subject: the nine-level form, or the later one with domain and account.
 
     Raises: StreamError on any other form.
-    Source: NATS ADR-15, JetStream ack reply subject, old and new layout (read in the ADR's text).
+    Source: the metadata reader of nats-py 2.16 (nats/aio/msg.py), which takes the last level as optional.
     """
     levels = reply.split(".")
     first = 2 if len(levels) == 9 else 4

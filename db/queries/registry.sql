@@ -1,0 +1,52 @@
+-- add_meter: a meter and its changing state; a serial that is there is left as it is
+with added as (
+    insert into meters (serial, shard, make, model, rated_w, register_end_wh, custody, drn, ea, dkga, sgc, key_type,
+                        krn, tariff_index, ken, base_year)
+    values (%(serial)s, %(shard)s, %(make)s, %(model)s, %(rated_w)s, %(register_end_wh)s, %(custody)s, %(drn)s,
+            %(ea)s, %(dkga)s, %(sgc)s, %(key_type)s, %(krn)s, %(tariff_index)s, %(ken)s, %(base_year)s)
+    on conflict (serial) do nothing
+    returning id
+)
+insert into meter_state (meter_id) select id from added returning meter_id
+
+-- find_meter: a meter by serial, and whether it stands somewhere
+select m.id, m.shard, i.id is not null as installed
+from meters m left join installations i on i.meter_id = m.id and i.to_at is null
+where m.serial = %(serial)s
+
+-- find_account: an account by its number
+select id from accounts where number = %(number)s
+
+-- add_consumer: who is supplied
+insert into consumers (name, language) values (%(name)s, %(language)s) returning id
+
+-- add_contact: where a consumer is reached
+insert into contacts (consumer_id, kind, address) values (%(consumer_id)s, %(kind)s, %(address)s)
+
+-- add_usage_point: where supply is taken
+insert into usage_points (code, area, feeder) values (%(code)s, %(area)s, %(feeder)s) returning id
+
+-- install_meter: a meter at a usage point from an instant on
+insert into installations (usage_point_id, meter_id, role, from_at)
+values (%(usage_point_id)s, %(meter_id)s, 'billing', %(from_at)s)
+
+-- begin_segment: where the energy of an installation begins
+insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
+values (%(meter_id)s, %(from_at)s, %(register_wh)s, 0, 'installed')
+
+-- add_account: an account at its opening
+insert into accounts (number, consumer_id, usage_point_id, shard, mode, postpaid_approval, category, tariff_id,
+                      sanctioned_load_w, opened_on, emergency_credit_minor, threshold_minor, through, anchor_at)
+values (%(number)s, %(consumer_id)s, %(usage_point_id)s, %(shard)s, %(mode)s, %(postpaid_approval)s, %(category)s,
+        %(tariff_id)s, %(sanctioned_load_w)s, %(opened_on)s, %(emergency_credit_minor)s, %(threshold_minor)s,
+        %(opened_on)s, %(from_at)s)
+returning id
+
+-- add_vendor: who sells recharges; a name that is there is left as it is
+insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
+
+-- accounts_to_close: accounts with days to close, in id order from one id on
+select id from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
+
+-- earliest_open_day: how far back days are open
+select min(through) from accounts

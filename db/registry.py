@@ -1,0 +1,184 @@
+"""Meters, accounts and vendors as an operator enters them.
+
+Stage: administration. Each function writes whole things (a meter with its state; an account with consumer, usage
+point, installation, first register segment and opening credit) and leaves what is there already as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from psycopg import AsyncConnection
+from psycopg.errors import ForeignKeyViolation
+
+from billing.calendar import to_ms
+from billing.journals import JournalKind
+from billing.supply import Mode
+from db.errors import DatabaseError
+from db.named import sql
+from db.orders import PostingRules
+from db.posting import lock_and_look, post_money
+from protocols.topics import shard_of
+
+
+class RegistryError(DatabaseError):
+    """What an operator entered does not fit what is there."""
+
+    code = "registry_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StsIdentity:
+    """Key record of an STS meter (IEC 62055-41); see vending.sts.identity for the rules of each field."""
+
+    drn: str
+    ea: int
+    dkga: int
+    sgc: str
+    key_type: int
+    krn: int
+    tariff_index: str
+    ken: int
+    base_year: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMeter:
+    """A meter to register. `register_end_wh` is where its register rolls over."""
+
+    serial: str
+    make: str = ""
+    model: str = ""
+    rated_w: int
+    register_end_wh: int
+    custody: str = "licensee"
+    sts: StsIdentity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
+    """An account to open at a meter that stands nowhere yet.
+
+    Units: register in Wh at `opened_at`; money in minor units.
+    """
+
+    number: str
+    consumer: str
+    language: str = "en"
+    phone: str | None = None
+    email: str | None = None
+    usage_point: str
+    area: str = ""
+    feeder: str = ""
+    meter_serial: str
+    opened_at: datetime
+    register_wh: int
+    mode: Mode = Mode.PREPAID
+    postpaid_approval: str | None = None
+    category: str = "DS"
+    tariff_id: str
+    sanctioned_load_w: int
+    emergency_credit_minor: int = 0
+    threshold_minor: int | None = None
+    opening_credit_minor: int = 0
+
+
+async def add_meter(conn: AsyncConnection, meter: NewMeter) -> bool:
+    """Register a meter; return whether it is new."""
+    identity = asdict(meter.sts) if meter.sts else dict.fromkeys(StsIdentity.__dataclass_fields__)
+    parameters = {
+        "serial": meter.serial,
+        "shard": shard_of(meter.serial),
+        "make": meter.make,
+        "model": meter.model,
+        "rated_w": meter.rated_w,
+        "register_end_wh": meter.register_end_wh,
+        "custody": meter.custody,
+        **identity,
+    }
+    cursor = await conn.execute(sql("add_meter"), parameters)
+    return cursor.rowcount == 1
+
+
+async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: PostingRules, now_ms: int) -> int | None:
+    """Open an account in one transaction; return its id, or None when its number is taken.
+
+    Raises: RegistryError for an unknown or installed meter, or an unknown tariff.
+    """
+    async with conn.transaction():
+        cursor = await conn.execute(sql("find_account"), {"number": account.number})
+        if await cursor.fetchone():
+            return None
+        meter_id, shard = await _free_meter(conn, account)
+        usage_point_id = await _insert(
+            conn, "add_usage_point", code=account.usage_point, area=account.area, feeder=account.feeder
+        )
+        consumer_id = await _add_consumer(conn, account)
+        place = {"meter_id": meter_id, "usage_point_id": usage_point_id, "from_at": account.opened_at}
+        await conn.execute(sql("install_meter"), place)
+        await conn.execute(sql("begin_segment"), {**place, "register_wh": account.register_wh})
+        opened_on = rules.calendar.day_of(to_ms(account.opened_at))
+        try:
+            account_id = await _insert(
+                conn,
+                "add_account",
+                number=account.number,
+                consumer_id=consumer_id,
+                usage_point_id=usage_point_id,
+                shard=shard,
+                mode=account.mode.value,
+                postpaid_approval=account.postpaid_approval,
+                category=account.category,
+                tariff_id=account.tariff_id,
+                sanctioned_load_w=account.sanctioned_load_w,
+                opened_on=opened_on,
+                emergency_credit_minor=account.emergency_credit_minor,
+                threshold_minor=account.threshold_minor,
+                from_at=account.opened_at,
+            )
+        except ForeignKeyViolation:
+            raise RegistryError(
+                f"account {account.number}: expected a known tariff, got {account.tariff_id!r}"
+            ) from None
+        if account.opening_credit_minor:
+            view = await lock_and_look(conn, account_id, rules)
+            amount_minor = account.opening_credit_minor
+            await post_money(conn, view, JournalKind.OPENING, amount_minor, rules=rules, now_ms=now_ms)
+        return account_id
+
+
+async def add_vendor(conn: AsyncConnection, name: str) -> int:
+    """Register a vendor, or find the one of that name; return its id."""
+    return await _insert(conn, "add_vendor", name=name)
+
+
+async def _free_meter(conn: AsyncConnection, account: NewAccount) -> tuple[int, int]:
+    cursor = await conn.execute(sql("find_meter"), {"serial": account.meter_serial})
+    row = await cursor.fetchone()
+    if row is None:
+        raise RegistryError(
+            f"account {account.number}: expected a registered meter, got serial {account.meter_serial!r}"
+        )
+    meter_id, shard, installed = row
+    if installed:
+        raise RegistryError(
+            f"account {account.number}: expected a meter that stands nowhere, got {account.meter_serial}"
+        )
+    return meter_id, shard
+
+
+async def _add_consumer(conn: AsyncConnection, account: NewAccount) -> int:
+    consumer_id = await _insert(conn, "add_consumer", name=account.consumer, language=account.language)
+    for kind, address in (("phone", account.phone), ("email", account.email)):
+        if address:
+            contact = {"consumer_id": consumer_id, "kind": kind, "address": address}
+            await conn.execute(sql("add_contact"), contact)
+    return consumer_id
+
+
+async def _insert(conn: AsyncConnection, query: str, **parameters: object) -> int:
+    cursor = await conn.execute(sql(query), parameters)
+    row = await cursor.fetchone()
+    assert row is not None, f"{query} returns an id"
+    return int(row[0])

@@ -10,7 +10,7 @@ import re
 
 MINOR_PER_MAJOR = 100
 
-_AMOUNT = re.compile(r"(\d{1,12})(?:\.(\d{2}))?")
+_AMOUNT = re.compile(r"(\d{1,12})(?:\.(\d{2}))?", re.ASCII)
 
 
 class BillingError(Exception):

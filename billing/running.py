@@ -242,9 +242,10 @@ def late_usage(
     current = posted[-1]
     start_wh = edges_wh[-1]
     # A silent meter's energy, found now, lies before the edge; energy already booked after it moves across.
-    closed_wh = max(checkpoint.closed_wh, start_wh)
+    closed_wh = start_wh
     charged = checkpoint.charged
     if checkpoint.through > current.period:
+        closed_wh = max(checkpoint.closed_wh, start_wh)
         energy_wh = closed_wh - start_wh
         lines = period_lines(
             terms, period=current.period, energy_wh=energy_wh, through_day=checkpoint.through - ONE_DAY
@@ -267,23 +268,30 @@ def bill_by_period(
     terms: Terms, points: Iterable[Point], *, last_day: date, calendar: LocalCalendar
 ) -> dict[date, tuple[int, Lines]]:
     """Return energy (Wh) and lines of every period of a whole curve, from its first point to `last_day`."""
-    curve = iter(points)
-    last = next(curve)
-    period, start_wh = period_of(terms.opened_on), last.energy_wh
-    bills: dict[date, tuple[int, Lines]] = {}
+    curve = list(points)
+    return _bills(terms, curve, period_of(terms.opened_on), curve[0].energy_wh, last_day, calendar)
 
-    def book(energy_wh: int, through_day: date) -> None:
+
+def open_bills(
+    checkpoint: Checkpoint, terms: Terms, points: Sequence[Point], calendar: LocalCalendar
+) -> dict[date, tuple[int, Lines]]:
+    """Return energy (Wh) and lines to date of the checkpoint's period and those after it, up to money time."""
+    last_day = max(calendar.day_of(points[-1].at_ms), checkpoint.through)
+    period = period_of(checkpoint.through)
+    return _bills(terms, points, period, checkpoint.period_start_wh, last_day, calendar)
+
+
+def _bills(
+    terms: Terms, points: Sequence[Point], period: date, start_wh: int, last_day: date, calendar: LocalCalendar
+) -> dict[date, tuple[int, Lines]]:
+    bills: dict[date, tuple[int, Lines]] = {}
+    while period <= last_day:
+        through_day = min(last_day, next_period(period) - ONE_DAY)
+        end_wh, _ = energy_at(points, calendar.midnight_ms(through_day + ONE_DAY))
+        energy_wh = end_wh - start_wh
         lines = period_lines(terms, period=period, energy_wh=energy_wh, through_day=through_day)
         bills[period] = (energy_wh, lines)
-
-    for point in curve:
-        following = next_period(period)
-        while (edge_ms := calendar.midnight_ms(following)) <= point.at_ms and following <= last_day:
-            edge_wh = energy_between(last, point, edge_ms)
-            book(edge_wh - start_wh, following - ONE_DAY)
-            period, start_wh, following = following, edge_wh, next_period(following)
-        last = point
-    book(last.energy_wh - start_wh, last_day)
+        period, start_wh = next_period(period), end_wh
     return bills
 
 

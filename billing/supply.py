@@ -70,7 +70,7 @@ class Decision:
 def crosses(levels: Levels, balance_minor: int) -> bool:
     """Tell whether `decide` may change anything: the cheap test a batch makes for each account."""
     low = levels.threshold_minor is not None and balance_minor <= levels.threshold_minor
-    exhausted = balance_minor <= levels.cut_at_minor
+    exhausted = desired_supply(levels, balance_minor) is Supply.OFF
     return (
         (low and not levels.low_raised)
         or (exhausted and not levels.exhausted_raised)
@@ -100,7 +100,7 @@ def decide(levels: Levels, balance_minor: int, *, may_rearm: bool) -> Decision:
             after = replace(after, low_raised=True)
     elif levels.low_raised and may_rearm:
         after = replace(after, low_raised=False, low_arm=levels.low_arm + 1)
-    if balance_minor <= levels.cut_at_minor:
+    if desired_supply(levels, balance_minor) is Supply.OFF:
         if not levels.exhausted_raised:
             raised.append(Raised(level=LevelName.EXHAUSTED, arm=levels.exhausted_arm, level_minor=levels.cut_at_minor))
             after = replace(after, exhausted_raised=True)

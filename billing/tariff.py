@@ -9,13 +9,18 @@ from __future__ import annotations
 import itertools
 import tomllib
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from importlib import resources
 from typing import Any
 
 from billing.money import BillingError
 
 BASIS_POINTS = 10_000
+
+_FIELDS = {"id", "title", "source", "currency", "effective_from", "energy", "fixed", "shares"}
+_SLAB_FIELDS = {"to_kwh", "rate_milli_per_kwh"}
+_BAND_FIELDS = {"to_load_w", "rate_milli_per_kw_month"}
+_SHARE_FIELDS = {"rebate_basis_points", "duty_basis_points"}
 
 
 class TariffError(BillingError):
@@ -73,26 +78,33 @@ def parse_tariff(text: str) -> Tariff:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TariffError(f"tariff document: expected TOML, {error}") from error
-    name = str(document.get("id", "without id"))
+    name = document.get("id")
+    if not isinstance(name, str) or not name:
+        raise TariffError(f"tariff document: id: expected a text, got {name!r}")
+    _require_known(name, document, _FIELDS)
     slabs = tuple(
         Slab(
-            to_wh=row["to_kwh"] * 1000 if "to_kwh" in row else None,
+            to_wh=_whole(name, row, "to_kwh") * 1000 if "to_kwh" in row else None,
             rate_milli_per_kwh=_whole(name, row, "rate_milli_per_kwh"),
         )
-        for row in _rows(name, document, "energy")
+        for row in _rows(name, document, "energy", _SLAB_FIELDS)
     )
     fixed = tuple(
         FixedBand(
-            to_load_w=row.get("to_load_w"),
+            to_load_w=_whole(name, row, "to_load_w") if "to_load_w" in row else None,
             rate_milli_per_kw_month=_whole(name, row, "rate_milli_per_kw_month"),
         )
-        for row in _rows(name, document, "fixed")
+        for row in _rows(name, document, "fixed", _BAND_FIELDS)
     )
     _require_rising(name, "energy slabs", [slab.to_wh for slab in slabs])
     _require_rising(name, "fixed bands", [band.to_load_w for band in fixed])
     shares = document.get("shares", {})
+    if not isinstance(shares, dict):
+        raise TariffError(f"tariff {name}: shares: expected one [shares] table, got {type(shares).__name__}")
+    _require_known(name, shares, _SHARE_FIELDS)
     effective_from = document.get("effective_from")
-    if not isinstance(effective_from, date):
+    # A TOML date with a time is read as a datetime, which Python counts among the dates.
+    if not isinstance(effective_from, date) or isinstance(effective_from, datetime):
         raise TariffError(f"tariff {name}: effective_from: expected a date, got {effective_from!r}")
     return Tariff(
         id=name,
@@ -125,11 +137,21 @@ def builtin_tariff(tariff_id: str) -> Tariff:
     return parse_tariff(documents[tariff_id])
 
 
-def _rows(name: str, document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def _require_known(name: str, table: dict[str, Any], fields: set[str]) -> None:
+    unknown = sorted(table.keys() - fields)
+    if unknown:
+        raise TariffError(f"tariff {name}: expected only {', '.join(sorted(fields))}, got {', '.join(unknown)}")
+
+
+def _rows(name: str, document: dict[str, Any], key: str, fields: set[str]) -> list[dict[str, Any]]:
     # TOML tables are untyped until each field is read below.
     rows = document.get(key)
     if not isinstance(rows, list) or not rows:
         raise TariffError(f"tariff {name}: expected one or more [[{key}]] tables, got {type(rows).__name__}")
+    for row in rows:
+        if not isinstance(row, dict):
+            raise TariffError(f"tariff {name}: expected [[{key}]] tables, got {row!r}")
+        _require_known(name, row, fields)
     return rows
 
 

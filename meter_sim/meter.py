@@ -1,0 +1,380 @@
+"""One simulated prepaid meter: register, clock, relay, buzzer, stored threshold and a copy of the balance.
+
+Offered load, commands and typed tokens enter with the time they happen; readings, events and replies leave as
+values, and stay in the meter until it is told that the head-end has them. Follows the head-end's rules only
+as far as a real meter knows them: an epoch for each kind of command, an expiry, and its own threshold. Never
+opens a connection and never reads a clock.
+
+In central mode the account is the truth and the balance here is a copy: every executed command that carries a
+balance overwrites it, and between contacts it stands still. A meter given a `fallback_rate_milli_per_kwh`
+lets the copy fall by that rate instead, alarms from it without any contact, and opens at zero the supply that
+a token closed.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from protocols.native import (
+    BLOCK_INTERVALS_MAX,
+    BLOCK_STEP_S_MAX,
+    Command,
+    CommandReply,
+    MeterEvent,
+    OrderKind,
+    Readings,
+    Relay,
+    ReplyResult,
+    Uplink,
+)
+
+STORE_DAYS: Final = 35  # The head-end takes late readings for 35 days; a meter keeps what is still of use.
+STORED_MESSAGES_MAX: Final = 1_000  # Ten replies and events an hour of a meter cut off for four days.
+SWITCH_OPEN: Final = 301  # IS 15959 event ids, as in public code bases: load switch open, load switch closed.
+SWITCH_CLOSED: Final = 302
+_MILLI_MINOR_WH: Final = 1_000_000  # Thousandths of a minor unit per kWh, in minor units per Wh.
+
+
+class TokenResult(Protocol):
+    """What a token reader says of one typed number.
+
+    Invariants: `credit_minor` is the amount of an accepted currency token and None otherwise.
+    """
+
+    @property
+    def accepted(self) -> bool:
+        """Tell whether the token was this meter's, unused and intact."""
+
+    @property
+    def credit_minor(self) -> int | None:
+        """Give the credit it carried, in minor units."""
+
+
+class TokenReader(Protocol):
+    """The part of a meter that reads typed tokens with the meter's own decoder key."""
+
+    def enter(self, digits: str, now_ms: int) -> TokenResult:
+        """Read one typed token of 20 digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterSettings:
+    """What is fixed for a meter when it leaves the factory.
+
+    Invariants: `interval_s` divides a day; `register_digits` counts digits of Wh, after which the register
+    rolls over to zero. `fallback_rate_milli_per_kwh` None keeps the balance copy still between contacts.
+    """
+
+    interval_s: int = 1800
+    register_digits: int = 9
+    fallback_rate_milli_per_kwh: int | None = None
+
+    @property
+    def stored_readings_max(self) -> int:
+        """Count the intervals that fit the meter's memory."""
+        return STORE_DAYS * 86_400 // self.interval_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoredReading:
+    read_at_ms: int
+    register_wh: int
+    voltage_mv: int | None
+    current_ma: int | None
+    power_w: int | None
+    pf_milli: int | None
+    freq_mhz: int | None
+
+
+class SimulatedMeter:
+    """A meter as a state machine.
+
+    Invariants: the register never falls but by rollover, and never moves while the relay is open; a reading,
+    event or reply stays stored until confirmed or pushed out by newer ones, and those are counted in
+    `dropped_count`; a command of an epoch once executed is never executed again.
+    """
+
+    def __init__(
+        self,
+        *,
+        serial: str,
+        token_reader: TokenReader,
+        settings: MeterSettings | None = None,
+        register_wh: int = 0,
+        relay: Relay = Relay.ON,
+        balance_minor: int | None = None,
+        threshold_minor: int | None = None,
+    ) -> None:
+        self.serial = serial
+        self.settings = settings or MeterSettings()
+        self.register_wh = register_wh % 10**self.settings.register_digits
+        self.relay = relay
+        self.balance_minor = balance_minor
+        self.threshold_minor = threshold_minor
+        self.buzzer_on = False
+        self.dropped_count = 0
+        # Faults a test may set: the clock's error, and a switch that no longer moves.
+        self.clock_error_ms = 0
+        self.relay_stuck = False
+        self._token_reader = token_reader
+        self._executed: dict[OrderKind, Command] = {}
+        self._alarm_text: str | None = None
+        self._alarm_ends_above_minor: int | None = None
+        self._notice: str | None = None
+        self._closed_by_token = False
+        self._uncharged = 0
+        self._seq = 0
+        self._readings: deque[_StoredReading] = deque()
+        self._messages: deque[MeterEvent | CommandReply] = deque()
+        self._alarm_if_low()
+
+    @property
+    def display(self) -> str:
+        """Show what the customer reads on the meter."""
+        if self._notice is not None:
+            return self._notice
+        head = self._alarm_text or ("SUPPLY OFF" if self.relay is Relay.OFF else "")
+        return f"{head} BALANCE {_money(self.balance_minor)}".strip()
+
+    @property
+    def stored_count(self) -> int:
+        """Count readings, events and replies not yet confirmed."""
+        return len(self._readings) + len(self._messages)
+
+    def clock_ms(self, now_ms: int) -> int:
+        """Tell the meter's own time."""
+        return now_ms + self.clock_error_ms
+
+    def advance(
+        self,
+        now_ms: int,
+        energy_wh: int,
+        *,
+        voltage_mv: int | None = None,
+        current_ma: int | None = None,
+        power_w: int | None = None,
+        pf_milli: int | None = None,
+        freq_mhz: int | None = None,
+    ) -> tuple[MeterEvent, ...]:
+        """End an interval: let the offered load flow through the relay as it stands, and store the reading.
+
+        A caller whose relay moves inside an interval offers the part before the change first.
+        """
+        self._notice = None
+        closed = self.relay is Relay.ON
+        consumed_wh = energy_wh if closed else 0
+        self.register_wh = (self.register_wh + consumed_wh) % 10**self.settings.register_digits
+        self._store_reading(
+            _StoredReading(
+                read_at_ms=self.clock_ms(now_ms),
+                register_wh=self.register_wh,
+                voltage_mv=voltage_mv,
+                current_ma=current_ma if closed or current_ma is None else 0,
+                power_w=power_w if closed or power_w is None else 0,
+                pf_milli=pf_milli if closed else None,
+                freq_mhz=freq_mhz,
+            )
+        )
+        return self._count_down(consumed_wh, now_ms)
+
+    def obey(self, command: Command, now_ms: int) -> tuple[MeterEvent | CommandReply, ...]:
+        """Execute or refuse a command; return its reply, after the event of a moved relay."""
+        self._notice = None
+        last = self._executed.get(command.kind)
+        if last is not None and command.order_id == last.order_id and command.epoch == last.epoch:
+            # A repeated delivery is confirmed again but moves nothing: a token may have closed the relay
+            # since.
+            return (self._reply(command, ReplyResult.DONE, now_ms),)
+        if last is not None and command.epoch <= last.epoch:
+            return (self._reply(command, ReplyResult.STALE, now_ms),)
+        if self.clock_ms(now_ms) > command.expires_at_ms:
+            return (self._reply(command, ReplyResult.EXPIRED, now_ms),)
+        if command.kind is OrderKind.SUPPLY and self.relay_stuck and command.relay is not self.relay:
+            return (self._reply(command, ReplyResult.REFUSED, now_ms),)
+        self._executed[command.kind] = command
+        events = self._execute(command, now_ms)
+        return (*events, self._reply(command, ReplyResult.DONE, now_ms))
+
+    def enter_token(self, digits: str, now_ms: int) -> tuple[TokenResult, tuple[MeterEvent, ...]]:
+        """Let the customer type a token; an accepted currency token may close the relay.
+
+        The credit goes on the local copy, and the relay closes if that leaves a credit: a debt keeps supply
+        off.
+        """
+        result = self._token_reader.enter(digits, now_ms)
+        events: tuple[MeterEvent, ...] = ()
+        if result.accepted and result.credit_minor is not None:
+            self._set_balance((self.balance_minor or 0) + result.credit_minor)
+            if self.relay is Relay.OFF and (self.balance_minor or 0) > 0:
+                events = self._move_relay(Relay.ON, now_ms)
+                self._closed_by_token = bool(events)
+        self._notice = "TOKEN ACCEPTED" if result.accepted else "TOKEN REJECTED"
+        return result, events
+
+    def press_button(self) -> None:
+        """Let the customer silence the buzzer; an alarm stays on the display."""
+        self._notice = None
+        self.buzzer_on = False
+
+    def next_unsent(self, now_ms: int) -> Uplink | None:
+        """Compose the oldest message the head-end lacks, or None: events and replies first, then readings.
+
+        Consecutive readings go as one block with their original times. Composing changes nothing but `seq`.
+        """
+        if self._messages:
+            return self._messages[0]
+        if not self._readings:
+            return None
+        run = self._oldest_run()
+        self._seq += 1
+        return Readings(
+            serial=self.serial,
+            seq=self._seq,
+            clock_ms=self.clock_ms(now_ms),
+            read_at_ms=[stored.read_at_ms for stored in run],
+            import_wh=[stored.register_wh for stored in run],
+            export_wh=[None] * len(run),
+            voltage_mv=[stored.voltage_mv for stored in run],
+            current_ma=[stored.current_ma for stored in run],
+            power_w=[stored.power_w for stored in run],
+            pf_milli=[stored.pf_milli for stored in run],
+            freq_mhz=[stored.freq_mhz for stored in run],
+            relay=self.relay,
+            credit_minor=self.balance_minor,
+            events=(),
+        )
+
+    def confirm(self, uplink: Uplink) -> None:
+        """Forget what the head-end has acknowledged; what was pushed out meanwhile is no matter."""
+        if not isinstance(uplink, Readings):
+            if self._messages and self._messages[0] is uplink:
+                self._messages.popleft()
+            return
+        for read_at_ms, register_wh in zip(uplink.read_at_ms, uplink.import_wh, strict=True):
+            if not self._readings:
+                return
+            oldest = self._readings[0]
+            if (oldest.read_at_ms, oldest.register_wh) == (read_at_ms, register_wh):
+                self._readings.popleft()
+
+    def _execute(self, command: Command, now_ms: int) -> tuple[MeterEvent, ...]:
+        events: tuple[MeterEvent, ...] = ()
+        if command.kind is OrderKind.THRESHOLD or command.threshold_minor is not None:
+            self._set_threshold(command.threshold_minor)
+        if command.balance_minor is not None:
+            self._uncharged = 0
+            self._set_balance(command.balance_minor)
+        if command.kind is OrderKind.SUPPLY and command.relay is not None:
+            events = self._move_relay(command.relay, now_ms)
+            self._closed_by_token = False
+        if command.kind is OrderKind.ALARM:
+            self._sound((command.level or "low").upper())
+        return events
+
+    def _move_relay(self, relay: Relay, now_ms: int) -> tuple[MeterEvent, ...]:
+        if relay is self.relay or self.relay_stuck:
+            return ()
+        self.relay = relay
+        self._seq += 1
+        event = MeterEvent(
+            serial=self.serial,
+            seq=self._seq,
+            at_ms=self.clock_ms(now_ms),
+            code=SWITCH_CLOSED if relay is Relay.ON else SWITCH_OPEN,
+        )
+        self._store_message(event)
+        return (event,)
+
+    def _reply(self, command: Command, result: ReplyResult, now_ms: int) -> CommandReply:
+        self._seq += 1
+        reply = CommandReply(
+            serial=self.serial,
+            seq=self._seq,
+            at_ms=self.clock_ms(now_ms),
+            order_id=command.order_id,
+            epoch=command.epoch,
+            kind=command.kind,
+            result=result,
+            relay=self.relay,
+            threshold_minor=self.threshold_minor,
+        )
+        self._store_message(reply)
+        return reply
+
+    def _count_down(self, consumed_wh: int, now_ms: int) -> tuple[MeterEvent, ...]:
+        rate = self.settings.fallback_rate_milli_per_kwh
+        if rate is None or self.balance_minor is None:
+            return ()
+        charge_minor, self._uncharged = divmod(self._uncharged + consumed_wh * rate, _MILLI_MINOR_WH)
+        self._set_balance(self.balance_minor - charge_minor)
+        if self._closed_by_token and self.balance_minor <= 0:
+            self._closed_by_token = False
+            return self._move_relay(Relay.OFF, now_ms)
+        return ()
+
+    def _set_balance(self, balance_minor: int) -> None:
+        rose = self.balance_minor is None or balance_minor > self.balance_minor
+        self.balance_minor = balance_minor
+        ends_above_minor = self._alarm_ends_above_minor
+        if rose and (ends_above_minor is None or balance_minor > ends_above_minor):
+            self._silence()
+        self._alarm_if_low()
+
+    def _set_threshold(self, threshold_minor: int | None) -> None:
+        if threshold_minor == self.threshold_minor:
+            return
+        self.threshold_minor = threshold_minor
+        self._silence()
+        self._alarm_if_low()
+
+    def _alarm_if_low(self) -> None:
+        """Alarm by the meter's own knowledge, once for each fall to the threshold."""
+        if self.balance_minor is None or self.threshold_minor is None or self._alarm_text is not None:
+            return
+        if self.balance_minor <= self.threshold_minor:
+            self._sound("LOW")
+
+    def _sound(self, level: str) -> None:
+        """Show and sound an alarm, to end when the balance rises above the threshold, or above this balance."""
+        self._alarm_text = level
+        self._alarm_ends_above_minor = self.balance_minor if self.threshold_minor is None else self.threshold_minor
+        self.buzzer_on = True
+
+    def _silence(self) -> None:
+        self._alarm_text = None
+        self.buzzer_on = False
+
+    def _store_reading(self, stored: _StoredReading) -> None:
+        if len(self._readings) >= self.settings.stored_readings_max:
+            self._readings.popleft()
+            self.dropped_count += 1
+        self._readings.append(stored)
+
+    def _store_message(self, message: MeterEvent | CommandReply) -> None:
+        if len(self._messages) >= STORED_MESSAGES_MAX:
+            self._messages.popleft()
+            self.dropped_count += 1
+        self._messages.append(message)
+
+    def _oldest_run(self) -> list[_StoredReading]:
+        """Take the longest equally spaced beginning of the store that a block can carry."""
+        run: list[_StoredReading] = []
+        step_ms = 0
+        for stored in self._readings:
+            if len(run) == BLOCK_INTERVALS_MAX:
+                break
+            if run:
+                spacing_ms = stored.read_at_ms - run[-1].read_at_ms
+                step_ms = step_ms or spacing_ms
+                fits = 0 < spacing_ms <= BLOCK_STEP_S_MAX * 1000 and spacing_ms % 1000 == 0
+                if spacing_ms != step_ms or not fits:
+                    break
+            run.append(stored)
+        return run
+
+
+def _money(amount_minor: int | None) -> str:
+    if amount_minor is None:
+        return "--"
+    whole, rest = divmod(abs(amount_minor), 100)
+    return f"{'-' if amount_minor < 0 else ''}{whole}.{rest:02d}"

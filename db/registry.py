@@ -150,7 +150,7 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
 
 async def add_vendor(conn: AsyncConnection, name: str) -> int:
     """Register a vendor, or find the one of that name; return its id."""
-    return await _insert(conn, "add_vendor", name=name)
+    return await _insert(conn, "register_vendor", name=name)
 
 
 async def _free_meter(conn: AsyncConnection, account: NewAccount) -> tuple[int, int]:

@@ -42,7 +42,7 @@ values (%(number)s, %(consumer_id)s, %(usage_point_id)s, %(shard)s, %(mode)s, %(
         %(opened_on)s, %(from_at)s)
 returning id
 
--- add_vendor: who sells recharges; a name that is there is left as it is
+-- register_vendor: who sells recharges; a name that is there is left as it is
 insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
 
 -- accounts_to_close: accounts with days to close, in id order from one id on

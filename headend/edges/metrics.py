@@ -6,9 +6,10 @@ Stage: beside the edges. One registry per process object, so that tests can have
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 OUTCOMES = ("received", "stored", "duplicate", "rejected", "quarantined")
 
@@ -53,3 +54,18 @@ class IngestMetrics:
         self._messages.inc(messages)
         self._lag.set(max(0.0, time.time() - last_stored_at_ms / 1000))
         self._batch.observe(seconds)
+
+
+@contextmanager
+def serve_metrics(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
+    """Serve a registry at `/metrics` on loopback for as long as the context lasts; without a port, do not."""
+    if port is None:
+        yield
+        return
+    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -147,12 +147,14 @@ class _ConsumerInfo(msgspec.Struct):
 
     delivered: _Delivered
     num_ack_pending: int
+    num_pending: int = 0
     ts: datetime | None = None
 
 
 async def prepare_stream(nats_url: str, mqtt_host: str, mqtt_port: int, *, ack_wait_s: float) -> None:
     """Make the stream and its 33 durable consumers, or bring them up to date; keeps what is stored.
 
+    `nats_url` may name several servers of one cluster, with commas.
     Raises: StreamUnavailable.
     """
     client = await _connect(nats_url)
@@ -420,6 +422,21 @@ class StreamReader:
             raise StreamUnavailable(f"no word on consumer {name}: {error!r}") from error
 
 
+async def stream_backlog(nats_url: str) -> int:
+    """Count messages that no consumer has acknowledged yet: waiting or in somebody's hands.
+
+    Raises: StreamUnavailable.
+    """
+    client = await _connect(nats_url)
+    try:
+        reader = StreamReader(client, ack_wait_s=0)
+        names = [LEFTOVERS, *(_shard_consumer(shard) for shard in range(SHARDS))]
+        infos = await asyncio.gather(*(reader._info(name) for name in names))
+        return sum(info.num_pending + info.num_ack_pending for info in infos)
+    finally:
+        await client.close()
+
+
 def parse_reply(reply: str) -> Delivery:
     """Read an acknowledgement subject: the nine-level form, or the later one with domain and account.
 
@@ -458,7 +475,7 @@ async def _connect(
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await client.connect(
-                nats_url,
+                nats_url.split(","),
                 connect_timeout=2,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RECONNECT_WAIT_S,

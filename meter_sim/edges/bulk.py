@@ -2,9 +2,9 @@
 
 Topics and payloads enter; the count of what the broker has stored leaves. Only what that needs of MQTT 3.1.1
 is here (CONNECT, PUBLISH at QoS 1, PUBACK, DISCONNECT); a meter with a conversation of its own uses
-`meter_sim.edges.fleet`. Measured on 2 cores with one NATS server beside it, 160-byte readings: aiomqtt 5,500
-messages/s, this 30,000 and more.
-Source: MQTT 3.1.1 (OASIS), sections 2.2, 3.1 to 3.4 and 4.4, from general knowledge of the standard.
+`meter_sim.edges.fleet`. Measured on 2 cores with one NATS server beside it, 160-byte readings stored before
+they are acknowledged: aiomqtt 5,500 messages/s, this 33,000 to 60,000 at 4 us of CPU each. Standard: MQTT
+3.1.1, as far as NATS server 2.15 speaks it; its clauses were not gone through one by one.
 """
 
 import asyncio

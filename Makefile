@@ -1,0 +1,43 @@
+# Everything runs from a virtual environment in this folder; nothing is installed anywhere else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help install demo up test test-slow check bench
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make the virtual environment from the locked versions
+
+# Done once, and again when the lock or the package's own description changes.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: $(STAMP) ## a bounded story on a scratch folder: cut-off, token, supply again
+	$(BIN)/prepaid demo
+
+up: $(STAMP) ## run everything on embedded parts until Ctrl-C; data in ./var
+	$(BIN)/prepaid up
+
+check: $(STAMP) ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## check, then every test that is not slow
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## long faults and floods
+	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP) ## measure readings per second on this machine
+	$(BIN)/prepaid bench ingest

@@ -1,0 +1,110 @@
+"""Figures about what is stored: counts of batches, bills per account and month, keys that were lost.
+
+Stage: after the fact, for replay, statements and the auditor. Reads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from psycopg import AsyncConnection
+
+from billing.calendar import LocalCalendar
+from billing.rating import Lines
+from billing.running import open_bills
+from db.accounts import AccountView, look
+from db.named import sql
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTotals:
+    """Readings by what became of them: received = stored + duplicate + rejected + quarantined."""
+
+    received: int
+    stored: int
+    duplicate: int
+    rejected: int
+    quarantined: int
+
+    def since(self, before: BatchTotals) -> BatchTotals:
+        """Return what was added since an earlier count."""
+        return BatchTotals(
+            received=self.received - before.received,
+            stored=self.stored - before.stored,
+            duplicate=self.duplicate - before.duplicate,
+            rejected=self.rejected - before.rejected,
+            quarantined=self.quarantined - before.quarantined,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Bill:
+    """One account's bill of one period so far: energy in Wh, lines in minor units."""
+
+    energy_wh: int = 0
+    lines: Lines = field(default_factory=dict)
+
+
+async def batch_totals(conn: AsyncConnection) -> BatchTotals:
+    """Count what batches have received and what became of it."""
+    cursor = await conn.execute(sql("batch_outcomes"))
+    row = await cursor.fetchone()
+    assert row is not None, "batch_outcomes returns one row"
+    return BatchTotals(received=row[0], stored=row[1], duplicate=row[2], rejected=row[3], quarantined=row[4])
+
+
+async def bills(
+    conn: AsyncConnection, views: Iterable[AccountView], calendar: LocalCalendar
+) -> dict[int, dict[date, Bill]]:
+    """Return every period's bill of some accounts: journals of closed periods, the running charge of open ones."""
+    by_id = {view.id: view for view in views}
+    found: dict[int, dict[date, Bill]] = {account_id: {} for account_id in by_id}
+    parameters = {"ids": list(by_id)}
+    cursor = await conn.execute(sql("account_energy"), parameters)
+    for account_id, period, energy_wh in await cursor.fetchall():
+        found[account_id][period] = Bill(energy_wh=energy_wh)
+    cursor = await conn.execute(sql("account_bills"), parameters)
+    for account_id, period, line, amount_minor in await cursor.fetchall():
+        found[account_id][period].lines[line] = amount_minor
+    for account_id, view in by_id.items():
+        for period, (energy_wh, lines) in open_bills(view.checkpoint, view.terms, view.points, calendar).items():
+            found[account_id][period] = Bill(energy_wh=energy_wh, lines=lines)
+    return found
+
+
+async def look_all(conn: AsyncConnection, ids: Sequence[int], calendar: LocalCalendar) -> dict[int, AccountView]:
+    """Look at many accounts, some hundreds at a time."""
+    views: dict[int, AccountView] = {}
+    for first in range(0, len(ids), 500):
+        views |= await look(conn, ids[first : first + 500], calendar)
+    return views
+
+
+async def accounts_of_meters(conn: AsyncConnection, serials: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return meter id and account id by serial."""
+    cursor = await conn.execute(sql("meter_ids"), {"serials": list(serials)})
+    return {serial: (meter_id, account_id) for serial, meter_id, account_id in await cursor.fetchall()}
+
+
+async def count_lost(conn: AsyncConnection, keys: Iterable[tuple[int, str, datetime]]) -> int:
+    """Count keys (meter, serial, instant) that are neither stored nor in quarantine."""
+    await conn.execute(sql("make_sent_keys"))
+    async with conn.cursor() as cursor, cursor.copy(sql("copy_sent_keys")) as copy:
+        copy.set_types(("int4", "text", "timestamptz"))
+        for key in keys:
+            await copy.write_row(key)
+    await conn.execute(sql("analyze_sent_keys"))
+    counted = await conn.execute(sql("count_lost"))
+    row = await counted.fetchone()
+    assert row is not None, "count_lost returns one row"
+    return int(row[0])
+
+
+async def count_events(conn: AsyncConnection, account_ids: Sequence[int]) -> tuple[int, int, int]:
+    """Count alarms, cut-offs and restores of some accounts."""
+    cursor = await conn.execute(sql("count_events"), {"ids": list(account_ids)})
+    row = await cursor.fetchone()
+    assert row is not None, "count_events returns one row"
+    return row[0], row[1], row[2]

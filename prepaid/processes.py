@@ -1,0 +1,93 @@
+"""Our processes, one by one: ingest, dispatch, api. Each runs until SIGTERM or Ctrl-C and stops cleanly.
+
+Stage: the outermost edge. Builds settings into what each edge needs; holds no rule of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+import structlog
+import uvloop
+
+from billing.calendar import LocalCalendar
+from headend.edges.dispatch import Dispatcher, DispatchSettings
+from headend.edges.ingest import Ingest, IngestSettings
+from headend.edges.metrics import IngestMetrics, serve_metrics
+from prepaid.settings import Settings, SettingsError
+
+_log = structlog.get_logger("process")
+
+
+def calendar_of(settings: Settings) -> LocalCalendar:
+    """Return the calendar of the installation's time zone."""
+    return LocalCalendar(settings.zone)
+
+
+def run_ingest(settings: Settings) -> None:
+    """Run an ingest process."""
+    ingest_settings = IngestSettings(
+        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        nats_url=_required(settings.nats_url, "PREPAID_NATS_URL"),
+        calendar=calendar_of(settings),
+        lease_s=settings.lease_s,
+        ack_wait_s=settings.ack_wait_s,
+        stale_reading_s=settings.stale_reading_s,
+    )
+    metrics = IngestMetrics()
+
+    async def body(stop: asyncio.Event) -> None:
+        with serve_metrics(metrics.registry, settings.ingest_metrics_port):
+            await Ingest(ingest_settings, metrics).run(stop)
+
+    _run(body)
+
+
+def run_dispatch(settings: Settings) -> None:
+    """Run a dispatcher."""
+    dispatch_settings = DispatchSettings(
+        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        nats_url=_required(settings.nats_url, "PREPAID_NATS_URL"),
+        lease_s=settings.lease_s,
+        cut_offs_per_minute_max=settings.cut_offs_per_minute_max,
+    )
+    _run(Dispatcher(dispatch_settings).run)
+
+
+def run_api(settings: Settings) -> None:
+    """Run the HTTP API."""
+    # Only this process pays for loading the web framework.
+    import uvicorn
+
+    from prepaid.keys import soft_security_module
+    from vending.edges.app import create_app
+
+    app = create_app(
+        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        calendar=calendar_of(settings),
+        security_module=asyncio.run(soft_security_module(settings)),
+        vend_min_minor=settings.vend_min_minor,
+        vend_max_minor=settings.vend_max_minor,
+        stale_reading_s=settings.stale_reading_s,
+    )
+    uvicorn.run(app, host=settings.api_host, port=settings.api_port, log_config=None, access_log=False)
+
+
+def _run(body: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await body(stop)
+        _log.info("stopped")
+
+    uvloop.run(main())
+
+
+def _required(value: str | None, name: str) -> str:
+    if value is None:
+        raise SettingsError(f"{name}: expected an address, since one process alone starts no embedded parts")
+    return value

@@ -1,0 +1,197 @@
+"""The one frozen settings object of a process: environment first, then an optional TOML file, then defaults.
+
+Built once in the command line layer by `load_settings` and passed down; nothing else reads the environment.
+A variable under our prefix that no field claims stops the start, so that a misspelt limit is never silently
+replaced by its default. Error texts name the field and the rule, never the value: addresses carry passwords.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import ClassVar, Final, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENV_PREFIX: Final = "PREPAID_"
+CONFIG_VARIABLE: Final = "PREPAID_CONFIG"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class PrepaidError(Exception):
+    """Base of what stops a command before it does any work; `code` is stable."""
+
+    code: ClassVar[str] = "prepaid_error"
+
+
+class SettingsError(PrepaidError):
+    """The settings of this start are unusable; the message is one line naming the setting."""
+
+    code: ClassVar[str] = "settings_error"
+
+
+class Settings(BaseSettings):
+    """Everything an operator may choose for one process.
+
+    Invariants: frozen; every limit positive; `vend_min_minor <= vend_max_minor`; `time_zone` is known to the
+    zone database; addresses never show in `repr`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    database_url: str | None = Field(
+        default=None, repr=False, description="PostgreSQL address; unset starts the embedded server"
+    )
+    nats_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="NATS client addresses, comma between the servers of a cluster; unset starts the embedded one",
+    )
+    mqtt_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="MQTT listener of the same broker, mqtt://host:port; unset: embedded, or port 1883 of nats_url",
+    )
+    data_dir: Path = Field(default=Path("var"), description="folder of everything the embedded parts store")
+    time_zone: str = Field(default="Asia/Kolkata", description="IANA zone whose midnight ends a billing day")
+    api_host: str = Field(default="127.0.0.1", description="address the HTTP API listens on")
+    api_port: int = Field(default=8080, ge=0, le=65_535, description="TCP port of the HTTP API; 0 = any free")
+    lease_s: float = Field(default=10.0, ge=1, le=300, description="s a shard stays with a silent owner")
+    ack_wait_s: float = Field(
+        default=10.0, ge=1, le=300, description="s until an unacknowledged message is delivered again"
+    )
+    batch_readings_max: int = Field(default=20_000, ge=1, le=200_000, description="readings in one ingest transaction")
+    stale_reading_s: int | None = Field(
+        default=None, ge=60, description="s after which a last reading holds a cut-off back; unset: never"
+    )
+    close_day_delay_s: int = Field(
+        default=7_200, ge=0, le=86_400, description="s after local midnight before a day is posted"
+    )
+    cut_offs_per_minute_max: int = Field(default=600, ge=1, description="cut-off commands per minute and area")
+    vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
+    vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")
+    ingest_metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="loopback TCP port of an ingest process's /metrics; unset: none"
+    )
+    master_key_file: Path | None = Field(
+        default=None, description="file of the key that seals vending keys; unset: made under data_dir"
+    )
+    log_level: LogLevel = Field(default="info", description="least severe event that is logged")
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("expected an IANA time zone such as Asia/Kolkata") from None
+        return name
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql_address(cls, url: str | None) -> str | None:
+        return _address(url, schemes=("postgresql", "postgres"))
+
+    @field_validator("nats_url")
+    @classmethod
+    def _nats_address(cls, url: str | None) -> str | None:
+        for server in (url or "").split(","):
+            _address(server or None, schemes=("nats", "tls"))
+        return url
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _mqtt_address(cls, url: str | None) -> str | None:
+        return _address(url, schemes=("mqtt",))
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.vend_min_minor > self.vend_max_minor:
+            raise ValueError("vend_min_minor: expected at most vend_max_minor")
+        if self.mqtt_url is not None and self.nats_url is None:
+            raise ValueError("mqtt_url: expected nats_url beside it, both belong to one broker")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, the TOML file if one is named."""
+        config = os.environ.get(CONFIG_VARIABLE)
+        if not config:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config)
+
+
+def load_settings() -> Settings:
+    """Read the settings of this process.
+
+    Raises: SettingsError, one line, on an unknown variable, an unreadable file or a value out of bounds.
+    """
+    _refuse_unknown_variables()
+    _refuse_missing_file()
+    try:
+        return Settings()
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{CONFIG_VARIABLE}: expected TOML, got {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{CONFIG_VARIABLE}: expected a readable file: {error}") from None
+    except ValidationError as error:
+        raise SettingsError("; ".join(_lines(error))) from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"unknown variable {', '.join(unknown)}: expected one of {', '.join(sorted(known))}")
+
+
+def _refuse_missing_file() -> None:
+    config = os.environ.get(CONFIG_VARIABLE)
+    if config and not Path(config).is_file():
+        raise SettingsError(f"{CONFIG_VARIABLE}: expected a TOML file, got {config}, which is none")
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Name each fault by its setting; the offending value stays out, it may hold a password."""
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        text = fault["msg"].removeprefix("Value error, ")
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            text = "unknown setting"
+        faults.append(f"{name}: {text}" if name else text)
+    return faults
+
+
+def _address(url: str | None, *, schemes: tuple[str, ...]) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in schemes and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"expected an address beginning with {schemes[0]}://")
+    return url

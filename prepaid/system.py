@@ -1,0 +1,148 @@
+"""The processes of one installation: database and broker, then ours, started in order and stopped in reverse.
+
+Stage: under `up`, `demo`, `replay` and the tests. Ours are child processes of the same program, so that each can be
+killed and comes back by itself; `tend` brings back what died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from db.migrate import migrate
+from db.pool import connect
+from db.readings import ensure_partitions
+from headend.edges.stream import prepare_stream
+from prepaid.embedded import Parts, embedded_parts
+from prepaid.embedded.process import accepts, spawn, stable_ports, stop_child
+from prepaid.settings import ENV_PREFIX, Settings
+
+_log = structlog.get_logger("system")
+
+# A clean stop commits the batch in hand and gives leases back, well under 10 s; then SIGKILL.
+_STOP_LADDER: Final = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
+# A process that dies at once is not started more than once a second.
+_RESTART_S: Final = 1.0
+# Late readings reach back 35 days; two days ahead cover a weekend without an operator's sweep.
+PARTITION_DAYS_BACK: Final = 36
+PARTITION_DAYS_AHEAD: Final = 2
+API_START_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class _Process:
+    name: str
+    child: subprocess.Popen[bytes]
+    started_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class System:
+    """A running installation.
+
+    Invariants: `tend` and start are called from the main thread, so that children end with a killed parent.
+    """
+
+    settings: Settings
+    parts: Parts
+    api_port: int
+    _processes: dict[str, _Process] = field(default_factory=dict)
+
+    @property
+    def api_url(self) -> str:
+        """Address of the HTTP API, if its process was started."""
+        return f"http://{self.settings.api_host}:{self.api_port}"
+
+    def pid(self, name: str) -> int:
+        """Return the process id of one of ours."""
+        return self._processes[name].child.pid
+
+    def start(self, name: str) -> None:
+        """Start one of ours: `ingest`, `dispatch` or `api`."""
+        log_path = self.settings.data_dir / f"{name}.log"
+        command = [sys.executable, "-m", "prepaid", name]
+        child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=self._environment())
+        self._processes[name] = _Process(name=name, child=child, started_s=time.monotonic())
+
+    def tend(self) -> None:
+        """Start again what has died."""
+        for process in list(self._processes.values()):
+            status = process.child.poll()
+            if status is not None and time.monotonic() - process.started_s > _RESTART_S:
+                _log.warning("process_restarted", process=process.name, ended_with=status)
+                self.start(process.name)
+
+    def stop(self) -> None:
+        """Stop ours, the last started first."""
+        for process in reversed(self._processes.values()):
+            stop_child(process.child, name=process.name, ladder=_STOP_LADDER)
+        self._processes.clear()
+
+    def _environment(self) -> dict[str, str]:
+        values = {
+            "DATABASE_URL": self.parts.database_url,
+            "NATS_URL": self.parts.nats_url,
+            "MQTT_URL": f"mqtt://{self.parts.mqtt_host}:{self.parts.mqtt_port}",
+            "API_PORT": str(self.api_port),
+            "DATA_DIR": str(self.settings.data_dir),
+        }
+        return {**os.environ, **{ENV_PREFIX + name: value for name, value in values.items()}}
+
+
+@contextmanager
+def running_system(settings: Settings, processes: Sequence[str]) -> Iterator[System]:
+    """Run the parts, prepare database and stream, start some of our processes; stop all at the end.
+
+    Raises: EmbeddedError; MigrationError.
+    """
+    settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with embedded_parts(settings) as parts:
+        asyncio.run(prepare(settings, parts))
+        api_port = settings.api_port or stable_ports(settings.data_dir / "ports.json", ["api"])["api"]
+        system = System(settings=settings, parts=parts, api_port=api_port)
+        try:
+            for name in processes:
+                system.start(name)
+            if "api" in processes:
+                _await_api(system)
+            yield system
+        finally:
+            system.stop()
+
+
+async def prepare(settings: Settings, parts: Parts) -> None:
+    """Migrate the database, make the partitions of about now, and make the stream's consumers.
+
+    The consumers must be there before a meter may connect: the broker drops what nobody has asked for.
+    """
+    async with await connect(parts.database_url, application="prepaid-prepare") as conn:
+        applied = await migrate(conn)
+        if applied:
+            _log.info("migrated", applied=applied)
+        today = datetime.now(UTC).date()
+        span = range(-PARTITION_DAYS_BACK, PARTITION_DAYS_AHEAD + 1)
+        await ensure_partitions(conn, [today + timedelta(days=number) for number in span])
+    await prepare_stream(parts.nats_url, parts.mqtt_host, parts.mqtt_port, ack_wait_s=settings.ack_wait_s)
+
+
+def _await_api(system: System) -> None:
+    deadline_s = time.monotonic() + API_START_S
+    while not accepts(system.api_port):
+        if time.monotonic() > deadline_s:
+            log_path: Path = system.settings.data_dir / "api.log"
+            raise TimeoutError(f"api: expected it to listen within {API_START_S:.0f} s, see {log_path}")
+        system.tend()
+        time.sleep(0.05)

@@ -1,0 +1,155 @@
+"""The receipt of a vend: what the money bought, line by line.
+
+Stage: between a posted vend and its stored answer. Enters: amounts, states and the token of one vend. Leaves: the
+lines a station prints and the answer as plain JSON values. Never: rating, the database, a clock. Nothing is ever
+taken for the return of supply (Supply Code 2024 item 17, R-17iii), so no line for it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from billing.calendar import from_ms
+from billing.money import format_minor
+from billing.supply import Supply
+from billing.tariff import BASIS_POINTS
+from vending.sts.amounts import CURRENCY_STEPS_PER_UNIT
+from vending.sts.tokens import TokenNumber
+
+CREDIT_TOKEN_CLASS = 0
+CURRENCY_ELECTRICITY_SUBCLASS = 4
+_E5_DECIMALS = len(str(CURRENCY_STEPS_PER_UNIT)) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptLine:
+    """One printed line; `code` is stable, `amount_minor` is None where the line is no sum of money."""
+
+    code: str
+    text: str
+    amount_minor: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A vend that was credited.
+
+    Invariants: `balance_after_minor = balance_before_minor + amount_minor`; `restores_with_minor` is 0 exactly when
+    supply should be on after the vend. `supply_before` is what the meter last reported, `supply_after` what it
+    should have now.
+    """
+
+    message_id: str
+    vendor: str
+    account_number: str
+    meter_serial: str
+    drn: str
+    currency: str
+    amount_minor: int
+    balance_before_minor: int
+    balance_after_minor: int
+    token: TokenNumber
+    tid: int
+    token_amount_e5: int
+    supply_before: Supply
+    supply_after: Supply
+    restores_with_minor: int
+    rebate_basis_points: int
+    issued_ms: int
+
+    def __post_init__(self) -> None:
+        after_minor = self.balance_before_minor + self.amount_minor
+        assert self.balance_after_minor == after_minor, f"receipt {self.message_id}: balances differ by another amount"
+        restored = self.restores_with_minor == 0
+        assert restored == (self.supply_after is Supply.ON), f"receipt {self.message_id}: supply against what restores"
+
+    @property
+    def arrears_cleared_minor(self) -> int:
+        """How much of the recharge went to energy used on debt."""
+        return min(self.amount_minor, max(0, -self.balance_before_minor))
+
+
+def receipt_lines(receipt: Receipt) -> Iterator[ReceiptLine]:
+    """Yield the lines in the order they are printed."""
+    cash = f"{receipt.currency} "
+    yield _money_line("recharge", f"Recharge received: {cash}", receipt.amount_minor)
+    if receipt.arrears_cleared_minor:
+        yield _money_line("arrears", f"Arrears cleared: {cash}", receipt.arrears_cleared_minor)
+    if receipt.balance_after_minor >= 0:
+        yield _money_line("credit", f"Credit on account: {cash}", receipt.balance_after_minor)
+    else:
+        yield _money_line("arrears_left", f"Arrears left: {cash}", -receipt.balance_after_minor)
+    yield _supply_line(receipt)
+    yield ReceiptLine(code="token", text=f"Token: {receipt.token.grouped}")
+    yield ReceiptLine(code="token_amount", text=f"The token carries: {cash}{format_e5(receipt.token_amount_e5)}")
+    if receipt.rebate_basis_points:
+        percent = format_percent(receipt.rebate_basis_points)
+        yield ReceiptLine(code="rebate", text=f"{percent} % rebate on energy charges is given as the energy is used")
+
+
+def receipt_to_api(receipt: Receipt) -> dict[str, object]:
+    """Return the answer to a vend as plain JSON values."""
+    return {
+        "message_id": receipt.message_id,
+        "vendor": receipt.vendor,
+        "account_number": receipt.account_number,
+        "meter_serial": receipt.meter_serial,
+        "drn": receipt.drn,
+        "currency": receipt.currency,
+        "issued_at": from_ms(receipt.issued_ms).isoformat(timespec="milliseconds"),
+        **money_to_api("amount", receipt.amount_minor),
+        **money_to_api("balance_before", receipt.balance_before_minor),
+        **money_to_api("balance_after", receipt.balance_after_minor),
+        "tid": receipt.tid,
+        "token": {
+            "digits": receipt.token.digits,
+            "grouped": receipt.token.grouped,
+            "class": CREDIT_TOKEN_CLASS,
+            "subclass": CURRENCY_ELECTRICITY_SUBCLASS,
+            "amount": format_e5(receipt.token_amount_e5),
+        },
+        "supply": {
+            "state_before": receipt.supply_before.value,
+            "state_after_desired": receipt.supply_after.value,
+            **money_to_api("restores_with", receipt.restores_with_minor),
+        },
+        "lines": [_line_to_api(line) for line in receipt_lines(receipt)],
+    }
+
+
+def money_to_api(name: str, amount_minor: int) -> dict[str, object]:
+    """Return an amount in both of its forms: printed, and as an integer of minor units."""
+    return {name: format_minor(amount_minor), f"{name}_minor": amount_minor}
+
+
+def format_e5(amount_e5: int) -> str:
+    """Print an amount in 10^-5 of the currency exactly, with five decimals."""
+    major, rest = divmod(abs(amount_e5), CURRENCY_STEPS_PER_UNIT)
+    return f"{'-' if amount_e5 < 0 else ''}{major}.{rest:0{_E5_DECIMALS}d}"
+
+
+def format_percent(basis_points: int) -> str:
+    """Print a share in percent without idle decimals, e.g. `1` or `1.25`."""
+    whole, rest = divmod(basis_points * 100, BASIS_POINTS)
+    decimals = f"{rest * 100 // BASIS_POINTS:02d}".rstrip("0")
+    return f"{whole}.{decimals}" if decimals else f"{whole}"
+
+
+def _supply_line(receipt: Receipt) -> ReceiptLine:
+    if receipt.supply_after is Supply.OFF:
+        more = f"{receipt.currency} {format_minor(receipt.restores_with_minor)}"
+        text = f"Supply restored: no, {more} more restores it"
+        return ReceiptLine(code="supply_off", text=text, amount_minor=receipt.restores_with_minor)
+    if receipt.supply_before is Supply.OFF:
+        return ReceiptLine(code="supply_restored", text="Supply restored: yes, it returns by itself")
+    return ReceiptLine(code="supply_on", text="Supply is on")
+
+
+def _money_line(code: str, label: str, amount_minor: int) -> ReceiptLine:
+    return ReceiptLine(code=code, text=f"{label}{format_minor(amount_minor)}", amount_minor=amount_minor)
+
+
+def _line_to_api(line: ReceiptLine) -> dict[str, object]:
+    money = {} if line.amount_minor is None else money_to_api("amount", line.amount_minor)
+    return {"code": line.code, "text": line.text, **money}

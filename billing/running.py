@@ -146,6 +146,21 @@ def advance(walk: Walk, terms: Terms, point: Point, calendar: LocalCalendar) -> 
     return Walk(period=period, period_start_wh=start_wh, done_minor=done_minor, last=point)
 
 
+def follow(walk: Walk, terms: Terms, points: Sequence[Point], calendar: LocalCalendar) -> Walk:
+    """Follow the curve through many later points that rise in time; the same as `advance` for each.
+
+    Only points on both sides of a period edge and the last one can matter.
+    """
+    edge_ms = calendar.midnight_ms(next_period(walk.period))
+    for number, point in enumerate(points):
+        if point.at_ms >= edge_ms:
+            if number:
+                walk = advance(walk, terms, points[number - 1], calendar)
+            walk = advance(walk, terms, point, calendar)
+            edge_ms = calendar.midnight_ms(next_period(walk.period))
+    return advance(walk, terms, points[-1], calendar) if points else walk
+
+
 def owed_minor(walk: Walk, terms: Terms, *, through: date, calendar: LocalCalendar) -> int:
     """Return the charge since the checkpoint at money time, in minor units.
 
@@ -167,9 +182,7 @@ def running_balance(checkpoint: Checkpoint, terms: Terms, points: Sequence[Point
     `points` rise in time: the last one at or before the checkpoint, those on both sides of each later period edge,
     and the latest. More points change nothing.
     """
-    walk = begin(checkpoint, points[0])
-    for point in points[1:]:
-        walk = advance(walk, terms, point, calendar)
+    walk = follow(begin(checkpoint, points[0]), terms, points[1:], calendar)
     return checkpoint.posted_minor - owed_minor(walk, terms, through=checkpoint.through, calendar=calendar)
 
 

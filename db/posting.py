@@ -213,7 +213,7 @@ async def _write(conn: AsyncConnection, view: AccountView, change: _Change, rule
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed."""
     balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
     decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
-    journal_ids = [await _add_journal(conn, view.id, journal) for journal in change.journals]
+    journal_ids = await _add_journals(conn, view.id, change.journals)
     await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
     await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
     for raised in decision.raised:
@@ -231,31 +231,39 @@ async def _write(conn: AsyncConnection, view: AccountView, change: _Change, rule
     return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
 
 
-async def _add_journal(conn: AsyncConnection, account_id: int, journal: Journal) -> int:
+async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequence[Journal]) -> tuple[int, ...]:
+    """Append journals and their legs, two statements whatever their number; return the ids in order."""
+    if not journals:
+        return ()
     cursor = await conn.execute(
-        sql("add_journal"),
+        sql("add_journals"),
         {
-            "kind": journal.kind.value,
             "account_id": account_id,
-            "local_day": journal.local_day,
-            "period": journal.period,
-            "from_wh": journal.from_wh,
-            "to_wh": journal.to_wh,
-            "energy_wh": journal.energy_wh,
-            "edge_quality": journal.edge_quality,
-            "reason": journal.reason,
+            "kinds": [journal.kind.value for journal in journals],
+            "local_days": [journal.local_day for journal in journals],
+            "periods": [journal.period for journal in journals],
+            "from_whs": [journal.from_wh for journal in journals],
+            "to_whs": [journal.to_wh for journal in journals],
+            "energy_whs": [journal.energy_wh for journal in journals],
+            "edge_qualities": [journal.edge_quality for journal in journals],
+            "reasons": [journal.reason for journal in journals],
         },
     )
-    row = await cursor.fetchone()
-    assert row is not None, "add_journal returns its id"
-    legs = {
-        "journal_id": row[0],
-        "ledgers": [leg.ledger for leg in journal.legs],
-        "lines": [leg.line for leg in journal.legs],
-        "amounts": [leg.amount_minor for leg in journal.legs],
+    ids = tuple(sorted(row[0] for row in await cursor.fetchall()))
+    legs = [
+        (journal_id, number, leg)
+        for journal_id, journal in zip(ids, journals, strict=True)
+        for number, leg in enumerate(journal.legs, start=1)
+    ]
+    parameters = {
+        "journal_ids": [journal_id for journal_id, _, _ in legs],
+        "ns": [number for _, number, _ in legs],
+        "ledgers": [leg.ledger for _, _, leg in legs],
+        "lines": [leg.line for _, _, leg in legs],
+        "amounts": [leg.amount_minor for _, _, leg in legs],
     }
-    await conn.execute(sql("add_legs"), legs)
-    return int(row[0])
+    await conn.execute(sql("add_legs"), parameters)
+    return ids
 
 
 def _account_parameters(account_id: int, change: _Change, levels: Levels) -> dict[str, object]:

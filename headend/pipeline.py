@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from billing.calendar import LocalCalendar, from_ms
-from billing.running import Point, advance
+from billing.running import Point, follow
 from billing.supply import Supply
-from headend.state import MeterState, RegisterSegment
+from headend.state import MeterState, RegisterSegment, energy_to_date
 from headend.validate import REJECTED, Fault, Reason, Rollover, validate_late, validate_register, validate_time
 from protocols.errors import FrameError
 from protocols.native import CommandReply, MeterEvent, Readings, Uplink, decode_uplink
@@ -221,51 +222,56 @@ def _arrivals(message: Received, uplink: Readings, meter: MeterState) -> list[_A
 def _plan_meter(made: Plan, meter: MeterState, readings: list[_Arrived], calendar: LocalCalendar) -> None:
     """Validate one meter's readings in order of their instants and follow its energy curve."""
     # Stable: of two with the same instant the one that came first is first.
-    readings.sort(key=lambda arrival: arrival[0])
-    state = meter
+    readings.sort(key=itemgetter(0))
+    segments = meter.segments
+    mark_ms, mark_wh = meter.mark_ms, meter.mark_wh
     last: ReadingRow | None = None
-    account = meter.account
-    walk = account.walk
+    accepted: list[Point] = []
     for at_ms, row, message, item in readings:
-        made.count(message.shard, "received")
-        if last is not None and at_ms == state.mark_ms:
+        if last is not None and at_ms == mark_ms:
             if row == last:
                 made.count(message.shard, "duplicate")
             else:
                 made.hold(message, _conflict(meter, row), at_ms=at_ms, item=item)
             continue
-        fault: Fault | Rollover | None = validate_time(state, at_ms, message.stored_at_ms)
-        if fault is None and at_ms <= state.mark_ms:
-            made.late.append(Late(meter=state, row=row, at_ms=at_ms, message=message, item=item))
+        fault: Fault | Rollover | None = validate_time(meter, at_ms, message.stored_at_ms)
+        if fault is None and at_ms <= mark_ms:
+            made.late.append(Late(meter=meter, row=row, at_ms=at_ms, message=message, item=item))
             continue
         if fault is None:
-            fault = validate_register(state, at_ms, row.import_wh)
+            fault = validate_register(meter, mark_ms, mark_wh, at_ms, row.import_wh)
         if isinstance(fault, Rollover):
-            state = _roll_over(made, state, at_ms, row.import_wh, fault)
+            before_wh = energy_to_date(segments, mark_ms, mark_wh)
+            segments = _roll_over(made, meter, segments, at_ms, row.import_wh, before_wh + fault.consumed_wh)
         elif fault is not None:
             made.hold(message, fault, at_ms=at_ms, item=item)
             continue
         made.rows.append(row)
-        made.count(message.shard, "stored")
-        last = row
-        point = Point(at_ms=at_ms, energy_wh=state.energy_to_date(at_ms, row.import_wh))
-        walk = advance(walk, account.terms, point, calendar)
-        state = replace(state, mark_ms=at_ms, mark_wh=row.import_wh)
-    if last is None:
+        mark_ms, mark_wh, last = at_ms, row.import_wh, row
+        accepted.append(Point(at_ms=at_ms, energy_wh=energy_to_date(segments, at_ms, mark_wh)))
+    shard = meter.shard
+    made.count(shard, "received", len(readings))
+    made.count(shard, "stored", len(accepted))
+    if not accepted:
         return
-    state = replace(state, account=replace(account, walk=walk))
-    made.states[meter.serial] = state
-    if account.silent or state.account.needs_look(calendar):
+    walk = follow(meter.account.walk, meter.account.terms, accepted, calendar)
+    account = replace(meter.account, walk=walk)
+    made.states[meter.serial] = replace(meter, segments=segments, mark_ms=mark_ms, mark_wh=mark_wh, account=account)
+    if account.silent or account.needs_look(calendar):
         made.candidates.add(account.id)
 
 
-def _roll_over(made: Plan, state: MeterState, at_ms: int, register_wh: int, rollover: Rollover) -> MeterState:
-    before_wh = state.energy_to_date(state.mark_ms, state.mark_wh)
-    start_wh = before_wh + rollover.consumed_wh
-    made.segments.append(Segment(meter_id=state.meter_id, from_ms=at_ms, register_wh=register_wh, start_wh=start_wh))
-    made.candidates.add(state.account.id)
-    segment = RegisterSegment(from_ms=at_ms, offset_wh=start_wh - register_wh)
-    return replace(state, segments=(*state.segments, segment))
+def _roll_over(
+    made: Plan,
+    meter: MeterState,
+    segments: tuple[RegisterSegment, ...],
+    at_ms: int,
+    register_wh: int,
+    start_wh: int,
+) -> tuple[RegisterSegment, ...]:
+    made.segments.append(Segment(meter_id=meter.meter_id, from_ms=at_ms, register_wh=register_wh, start_wh=start_wh))
+    made.candidates.add(meter.account.id)
+    return (*segments, RegisterSegment(from_ms=at_ms, offset_wh=start_wh - register_wh))
 
 
 def _take_status(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:

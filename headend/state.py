@@ -71,9 +71,12 @@ class MeterState:
 
     def energy_to_date(self, at_ms: int, register_wh: int) -> int:
         """Carry a register over roll-overs: energy to date in Wh at a reading."""
-        offset_wh = self.segments[0].offset_wh
-        for segment in self.segments:
-            if segment.from_ms > at_ms:
-                break
-            offset_wh = segment.offset_wh
-        return register_wh + offset_wh
+        return energy_to_date(self.segments, at_ms, register_wh)
+
+
+def energy_to_date(segments: tuple[RegisterSegment, ...], at_ms: int, register_wh: int) -> int:
+    """Carry a register over roll-overs, which rise in time: energy to date in Wh at a reading."""
+    for segment in reversed(segments):
+        if segment.from_ms <= at_ms:
+            return register_wh + segment.offset_wh
+    return register_wh + segments[0].offset_wh

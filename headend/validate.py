@@ -74,23 +74,25 @@ def validate_time(meter: MeterState, at_ms: int, stored_at_ms: int) -> Fault | N
     return None
 
 
-def validate_register(meter: MeterState, at_ms: int, register_wh: int) -> Fault | Rollover | None:
-    """Check a register against the meter's mark, which is earlier."""
-    limit_wh = energy_limit_wh(meter.rated_w, at_ms - meter.mark_ms)
-    consumed_wh = register_wh - meter.mark_wh
+def validate_register(
+    meter: MeterState, mark_ms: int, mark_wh: int, at_ms: int, register_wh: int
+) -> Fault | Rollover | None:
+    """Check a register against that of an earlier mark."""
+    limit_wh = energy_limit_wh(meter.rated_w, at_ms - mark_ms)
+    consumed_wh = register_wh - mark_wh
+    if 0 <= consumed_wh <= limit_wh:
+        return None
     if consumed_wh < 0:
         rolled_wh = consumed_wh + meter.register_end_wh
-        near_end = meter.mark_wh * 100 >= meter.register_end_wh * ROLLOVER_FROM_PERCENT
-        if near_end and rolled_wh <= limit_wh:
+        near_end = mark_wh * 100 >= meter.register_end_wh * ROLLOVER_FROM_PERCENT
+        if near_end and 0 <= rolled_wh <= limit_wh:
             return Rollover(consumed_wh=rolled_wh)
-        return _fault(Reason.REGISTER_FELL, meter, f"register: expected {meter.mark_wh} Wh or more, got {register_wh}")
-    if consumed_wh > limit_wh:
-        return _fault(
-            Reason.JUMP,
-            meter,
-            f"register: expected at most {limit_wh} Wh more ({meter.rated_w} W rated), got {consumed_wh} Wh more",
-        )
-    return None
+        return _fault(Reason.REGISTER_FELL, meter, f"register: expected {mark_wh} Wh or more, got {register_wh}")
+    return _fault(
+        Reason.JUMP,
+        meter,
+        f"register: expected at most {limit_wh} Wh more ({meter.rated_w} W rated), got {consumed_wh} Wh more",
+    )
 
 
 def validate_late(

@@ -17,9 +17,7 @@ from msgspec import Meta
 from protocols.errors import Malformed
 from protocols.topics import split_topic
 
-PAYLOAD_BYTES_MAX: Final = (
-    64_000  # 96 intervals of 7 channels of at most 20 digits are 14 kB; four times that.
-)
+PAYLOAD_BYTES_MAX: Final = 64_000  # 96 intervals of 7 channels of at most 20 digits are 14 kB; four times that.
 BLOCK_INTERVALS_MAX: Final = 96  # A day of quarter hours.
 BLOCK_STEP_S_MAX: Final = 86_400  # One reading a day is the slowest profile a prepaid meter keeps.
 EVENTS_MAX: Final = 64  # Event ids are 1 to 302; more than 64 different ones never coincide in one message.
@@ -449,9 +447,7 @@ def _require_equal_columns(readings: Readings) -> None:
         )
     ]
     if count == 0 or any(length != count for length in lengths):
-        raise Malformed(
-            f"columns: expected {max(count, 1)} entries each, got {lengths}, meter {readings.serial}"
-        )
+        raise Malformed(f"columns: expected {max(count, 1)} entries each, got {lengths}, meter {readings.serial}")
 
 
 def _block_payload(readings: Readings) -> _ReadingPayload:

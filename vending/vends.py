@@ -202,6 +202,14 @@ def request_digest(request: VendRequest) -> bytes:
     return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
+def read_token(text: str) -> TokenNumber:
+    """Read 20 digits as typed, with or without spaces or dashes between groups.
+
+    Raises: MalformedToken for anything else, as 19 digits.
+    """
+    return TokenNumber(text.replace(" ", "").replace("-", ""))
+
+
 def require_drn_check_digit(meter: str) -> None:
     """Name the likely slip when nothing is found under digits of a DRN's length.
 
@@ -226,6 +234,13 @@ def judge_amount(amount_minor: int, limits: VendLimits) -> Declined | None:
             limit_minor=limits.max_minor,
         )
     return None
+
+
+def judge_vendor(*, name: str, active: bool) -> Declined | None:
+    """Refuse to sell through a vendor that has been stopped."""
+    if active:
+        return None
+    return Declined(reason=DeclineReason.VENDOR_INACTIVE, message=f"vendor {name}: expected an active one, got stopped")
 
 
 def judge_mode(mode: Mode, account: str) -> Declined | None:
@@ -275,17 +290,20 @@ def choose_tid(record: MeterKeyRecord, last_tid: int | None, *, now_ms: int) -> 
 
 
 def judge_key(module: SecurityModule, record: MeterKeyRecord) -> Declined | None:
-    """Tell before a sale whether the module holds a vending key for the meter."""
+    """Tell before a sale, as far as can be told without minting, whether the meter's key takes credit."""
+    if record.kt in (KeyType.INITIALISATION, KeyType.DEFAULT):
+        return Declined(
+            reason=DeclineReason.KEY_TYPE_REFUSED,
+            message=f"meter {record.drn}: expected key type 2 or 3 to take credit, got {record.kt:d}",
+        )
     try:
         module.key_check_value(sgc=record.sgc, krn=record.krn)
     except StsError as error:
-        return _declined_mint(record, error)
+        return declined_by_module(record, error)
     return None
 
 
-def issue_token(
-    module: SecurityModule, fields: StsFields, amount_minor: int, *, now_ms: int
-) -> IssuedToken | Declined:
+def issue_token(module: SecurityModule, fields: StsFields, amount_minor: int, *, now_ms: int) -> IssuedToken | Declined:
     """Mint the token that carries an amount to a meter.
 
     Rounds: the carried amount up to what the token's field can hold, in the consumer's favour.
@@ -300,8 +318,19 @@ def issue_token(
         amount = CurrencyField.encode(amount_minor * _STEPS_PER_MINOR)
         number = module.mint_currency_credit(record, service=CreditService.ELECTRICITY, amount=amount, tid=tid)
     except StsError as error:
-        return _declined_mint(record, error)
+        return declined_by_module(record, error)
     return IssuedToken(number=number, tid=tid, amount_e5=amount.amount_e5)
+
+
+def declined_by_module(record: MeterKeyRecord, error: StsError) -> Declined:
+    """Turn what the security module refuses into the answer; its messages hold neither keys nor tokens."""
+    reasons: dict[type[StsError], DeclineReason] = {
+        VendingKeyExpired: DeclineReason.KEY_EXPIRED,
+        CreditKeyTypeRefused: DeclineReason.KEY_TYPE_REFUSED,
+        VendingKeyUnknown: DeclineReason.VENDING_KEY_UNKNOWN,
+    }
+    reason = reasons.get(type(error), DeclineReason.METER_KEY_UNSUPPORTED)
+    return Declined(reason=reason, message=f"meter {record.drn}: {error}")
 
 
 def _declined_tid(record: MeterKeyRecord, declined: TidDeclined) -> Declined:
@@ -312,14 +341,3 @@ def _declined_tid(record: MeterKeyRecord, declined: TidDeclined) -> Declined:
     return Declined(
         reason=reason, message=f"meter {record.drn}: expected {expected}, got {declined.wanted_tid} as the next one"
     )
-
-
-def _declined_mint(record: MeterKeyRecord, error: StsError) -> Declined:
-    """Turn what the security module refuses into the answer; its messages hold neither keys nor tokens."""
-    reasons = {
-        VendingKeyExpired: DeclineReason.KEY_EXPIRED,
-        CreditKeyTypeRefused: DeclineReason.KEY_TYPE_REFUSED,
-        VendingKeyUnknown: DeclineReason.VENDING_KEY_UNKNOWN,
-    }
-    reason = reasons.get(type(error), DeclineReason.METER_KEY_UNSUPPORTED)
-    return Declined(reason=reason, message=f"meter {record.drn}: {error}")

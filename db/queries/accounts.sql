@@ -84,17 +84,19 @@ where id = %(id)s
 -- feed_account: tell the shard's owner that an account changed
 insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
 
--- add_journal: append a journal
+-- add_journals: append an account's journals; the ids rise in the order given
 insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, edge_quality, reason)
-values (%(kind)s, %(account_id)s, %(local_day)s, %(period)s, %(from_wh)s, %(to_wh)s, %(energy_wh)s,
-        %(edge_quality)s, %(reason)s)
+select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.edge_quality, j.reason
+from unnest(%(kinds)s::text[], %(local_days)s::date[], %(periods)s::date[], %(from_whs)s::bigint[],
+            %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(edge_qualities)s::text[], %(reasons)s::text[])
+     with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, edge_quality, reason, n)
+order by j.n
 returning id
 
--- add_legs: append a journal's legs
+-- add_legs: append the legs of journals
 insert into legs (journal_id, n, ledger, line, amount_minor)
-select %(journal_id)s, leg.n, leg.ledger, leg.line, leg.amount_minor
-from unnest(%(ledgers)s::text[], %(lines)s::text[], %(amounts)s::bigint[]) with ordinality
-     as leg(ledger, line, amount_minor, n)
+select * from unnest(%(journal_ids)s::bigint[], %(ns)s::smallint[], %(ledgers)s::text[], %(lines)s::text[],
+                     %(amounts)s::bigint[])
 
 -- add_alarm: raise an alarm, once for its account, level and arm
 insert into alarms (account_id, level, arm, level_minor, balance_minor)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
-from billing.running import advance, begin
+from billing.running import begin, follow
 from db.accounts import AccountView, look
 from db.leases import Lease
 from db.named import sql
@@ -112,9 +112,7 @@ class StateCache:
 
 def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
     """Follow an account's curve to its mark and keep what the next reading needs."""
-    walk = begin(view.checkpoint, view.points[0])
-    for point in view.points[1:]:
-        walk = advance(walk, view.terms, point, calendar)
+    walk = follow(begin(view.checkpoint, view.points[0]), view.terms, view.points[1:], calendar)
     segments = tuple(
         RegisterSegment(from_ms=segment.from_ms, offset_wh=segment.start_wh - segment.register_wh)
         for segment in view.meter.segments

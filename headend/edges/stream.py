@@ -59,9 +59,9 @@ SUBJECT_MAPPINGS: Final[dict[str, str]] = {
 # One shard may hold a whole backlog: two batches of 20,000 messages, one committing and one decoding, and what
 # is buffered here (1,000) stay unacknowledged at once; 41,000 rounded up.
 UNACKNOWLEDGED_MAX: Final = 50_000
-# Per consumer, buffered or on the way: 33 consumers x 1,000 x 200 B are 7 MB, and a round trip (1 ms) brings
-# one consumer more than its share of a 20,000 batch.
-_BUFFER_MESSAGES_MAX: Final = 1_000
+# Buffered or on the way, shared by the consumers: as much again as a batch of 2,000. Both together are 96,000
+# readings in daily blocks, which ingest stores in 3 s: well inside `ack_wait`, or the broker would send them twice.
+_BUFFER_MESSAGES_MAX: Final = 2_000
 # 33 x 3 MiB bound the worst case at 99 MiB; half of it still holds the largest message (1 MiB).
 _BUFFER_BYTES_MAX: Final = 3 * 2**20
 _PULL_EXPIRES_S: Final = 2.0  # A paused owner's request lapses well before a lease (10 s) does.
@@ -330,13 +330,14 @@ class StreamReader:
         now_s = time.monotonic()
         if not self._client.is_connected or now_s > self._wanted_until_s:
             return
+        share = max(1, _BUFFER_MESSAGES_MAX // max(1, len(self._lanes)))
         for lane in list(lanes):
-            room = _BUFFER_MESSAGES_MAX - len(lane.buffer)
+            room = share - len(lane.buffer)
             room_bytes = _BUFFER_BYTES_MAX - lane.buffer_bytes
             asked = lane.awaited > 0 and now_s < lane.lapses_at_s
             if asked or now_s < lane.held_until_s:
                 continue
-            if room < _BUFFER_MESSAGES_MAX // 2 or room_bytes < _BUFFER_BYTES_MAX // 2:
+            if room < (share + 1) // 2 or room_bytes < _BUFFER_BYTES_MAX // 2:
                 continue
             lane.awaited = room
             lane.lapses_at_s = now_s + _PULL_EXPIRES_S + _PULL_LOST_S
@@ -497,7 +498,7 @@ async def _note_error(error: Exception) -> None:
 
 
 async def _note_disconnect() -> None:
-    _log.info("stream_disconnected")
+    _log.debug("stream_disconnected")
 
 
 async def _ensure_stream(client: Client, mqtt_host: str, mqtt_port: int) -> None:

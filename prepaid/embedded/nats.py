@@ -85,7 +85,6 @@ class EmbeddedNats:
         Raises: FolderInUse, EmbeddedError.
         """
         assert self._child is None, "started twice"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
             self._stop_orphan()

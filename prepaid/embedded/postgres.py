@@ -119,7 +119,6 @@ class EmbeddedPostgres:
         Raises: FolderInUse, EmbeddedError.
         """
         assert self._child is None, "started twice"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
             home = settle(self._folder)

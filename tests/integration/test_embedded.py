@@ -206,6 +206,14 @@ def test_folder_in_use_is_refused_and_joined(data_dir: Path) -> None:
         assert _read(parts.database_url) == [1]
 
 
+def test_folder_that_cannot_be_written_is_named(data_dir: Path) -> None:
+    """The operator reads which folder is wrong instead of a traceback."""
+    (data_dir / "file").write_text("in the way")
+    for server in (EmbeddedPostgres(data_dir / "file" / "pg"), EmbeddedNats(data_dir / "file" / "nats")):
+        with pytest.raises(EmbeddedError, match=str(data_dir / "file")):
+            server.start()
+
+
 def test_given_addresses_start_nothing(data_dir: Path) -> None:
     """In production database and broker are somebody else's: no child, no folder."""
     settings = Settings(

@@ -1,0 +1,45 @@
+"""What the vending interface refuses without storing it: one class and one stable code for each."""
+
+from __future__ import annotations
+
+from vending.vends import Declined, VendingError
+
+
+class ApiKeyWrong(VendingError):
+    code = "api_key_wrong"
+
+
+class NotAllowed(VendingError):
+    code = "not_allowed"
+
+
+class AccountUnknown(VendingError):
+    code = "unknown_account"
+
+
+class VendUnknown(VendingError):
+    code = "unknown_vend"
+
+
+class TokenNotIssued(VendingError):
+    code = "token_not_issued"
+
+
+class TokenUnreadable(VendingError):
+    """Digits of the right form that are no token of the meter; `token_code` is the security module's."""
+
+    code = "token_unreadable"
+
+    def __init__(self, token_code: str, message: str) -> None:
+        super().__init__(message)
+        self.token_code = token_code
+
+
+class RequestDeclined(VendingError):
+    """A refusal met where nothing is stored, as when a meter is only looked up."""
+
+    code = "declined"
+
+    def __init__(self, declined: Declined) -> None:
+        super().__init__(declined.message)
+        self.declined = declined

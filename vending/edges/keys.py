@@ -1,0 +1,124 @@
+"""Keys in and out of the database: vending keys sealed, interface keys as digests.
+
+Stage: administration and start. Enters: a master key as bytes, vending keys once, when they are added. Leaves: a
+security module with its keys loaded; a new interface key, shown once. Never: an open vending key or a secret in the
+database, a log or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from psycopg import AsyncConnection
+
+from db.vends import add_api_key, add_sealed_key, end_api_key, read_sealed_keys
+from vending.security import (
+    SealedVendingKey,
+    SoftSecurityModule,
+    VendingKeyConflict,
+    key_check_value,
+    open_vending_key,
+    seal_vending_key,
+)
+from vending.vends import VendingError
+
+# 32 random bytes cannot be guessed, so one round of SHA-256 keeps them as well as any slow hash.
+_SECRET_BYTES = 32
+_KEY_ID_BYTES = 8
+_RND_VALUES = 16
+_HEADER = re.compile(r"(?P<key_id>[A-Za-z0-9_-]{1,64})\.(?P<secret>[A-Za-z0-9_-]{16,128})")
+
+
+class Role(StrEnum):
+    """What an interface key may do."""
+
+    VENDOR = "vendor"
+    ENGINEER = "engineer"
+    CONSUMER = "consumer"
+
+
+class BadApiKeyOwner(VendingError):
+    """A key's role and its owner do not go together."""
+
+    code: ClassVar[str] = "bad_api_key_owner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewApiKey:
+    """An interface key at birth, the only time its secret is known."""
+
+    key_id: str
+    secret: str = field(repr=False)
+
+    @property
+    def header(self) -> str:
+        """The value of the header `X-Api-Key`."""
+        return f"{self.key_id}.{self.secret}"
+
+
+async def load_security_module(conn: AsyncConnection, master: bytes) -> SoftSecurityModule:
+    """Load every vending key into a soft security module.
+
+    Raises: SealBroken when the master key is not the one they were sealed under; InvalidKey for its length.
+    """
+    rows = await read_sealed_keys(conn)
+    sealed = [SealedVendingKey(sgc=sgc, krn=krn, sealed=each) for sgc, krn, each in rows]
+    return SoftSecurityModule(master, sealed, rnd_nibble=lambda: secrets.randbelow(_RND_VALUES))
+
+
+async def add_vending_key(conn: AsyncConnection, master: bytes, *, sgc: str, krn: int, key: bytes) -> str:
+    """Seal and store a vending key; return its check value. The same key again changes nothing.
+
+    Raises: VendingKeyConflict when another key is stored for the SGC and KRN; InvalidKey, InvalidIdentity.
+    """
+    check_value = key_check_value(key)
+    sealed = seal_vending_key(master, sgc, krn, key)
+    stored = await add_sealed_key(conn, sgc=sgc, krn=krn, sealed=sealed, check_value=check_value)
+    if open_vending_key(master, sgc, krn, stored) != key:
+        raise VendingKeyConflict(f"vending key: expected none or the same for SGC {sgc} KRN {krn}, got another")
+    return check_value
+
+
+async def issue_api_key(
+    conn: AsyncConnection, role: Role, *, vendor_id: int | None = None, account_id: int | None = None
+) -> NewApiKey:
+    """Make an interface key for a vendor, an engineer or the consumer of one account.
+
+    Raises: BadApiKeyOwner when role and owner do not go together.
+    """
+    if (role is Role.VENDOR) != (vendor_id is not None) or (role is Role.CONSUMER) != (account_id is not None):
+        raise BadApiKeyOwner(
+            f"{role.value} key: expected a vendor for role vendor, an account for role consumer, else neither, "
+            f"got vendor {vendor_id} and account {account_id}"
+        )
+    new = NewApiKey(key_id=secrets.token_hex(_KEY_ID_BYTES), secret=secrets.token_urlsafe(_SECRET_BYTES))
+    await add_api_key(
+        conn,
+        key_id=new.key_id,
+        sha256=digest_secret(new.secret),
+        role=role.value,
+        vendor_id=vendor_id,
+        account_id=account_id,
+    )
+    return new
+
+
+async def revoke_api_key(conn: AsyncConnection, key_id: str) -> bool:
+    """Take an interface key back at once; False when there is none of this id."""
+    return await end_api_key(conn, key_id)
+
+
+def split_api_key(header: str) -> tuple[str, str] | None:
+    """Cut the header `X-Api-Key` into key id and secret; None when it is not of the form."""
+    match = _HEADER.fullmatch(header)
+    return None if match is None else (match["key_id"], match["secret"])
+
+
+def digest_secret(secret: str) -> bytes:
+    """Return what is stored in place of a secret."""
+    return hashlib.sha256(secret.encode()).digest()

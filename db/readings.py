@@ -14,11 +14,14 @@ from psycopg import AsyncConnection
 from psycopg import sql as compose
 from psycopg.errors import DuplicateTable
 
-from billing.calendar import EPOCH, to_ms
+from billing.calendar import to_ms
 from db.named import sql
 from protocols.rows import ReadingRow
 
 _PARTITION = re.compile(r"readings_(\d{4})(\d{2})(\d{2})")
+# Late readings reach back 35 days; two days ahead cover a day on which the daily sweep did not run.
+PARTITION_DAYS_BACK = 36
+PARTITION_DAYS_AHEAD = 2
 _READING_TYPES = ("int4", "timestamptz", "int8", "int8", "int4", "int4", "int4", "int4", "int4")
 
 
@@ -63,9 +66,9 @@ async def ensure_partitions(conn: AsyncConnection, days: Iterable[date]) -> int:
     return len(missing)
 
 
-def day_of_ms(at_ms: int) -> date:
-    """Return the UTC day of an instant: the partition it falls into."""
-    return (EPOCH + timedelta(milliseconds=at_ms)).date()
+def partition_span(today: date) -> list[date]:
+    """Return the UTC days that live readings may fall into about a day."""
+    return [today + timedelta(days=number) for number in range(-PARTITION_DAYS_BACK, PARTITION_DAYS_AHEAD + 1)]
 
 
 async def copy_readings(conn: AsyncConnection, rows: Sequence[ReadingRow]) -> None:

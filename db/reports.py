@@ -108,3 +108,32 @@ async def count_events(conn: AsyncConnection, account_ids: Sequence[int]) -> tup
     row = await cursor.fetchone()
     assert row is not None, "count_events returns one row"
     return row[0], row[1], row[2]
+
+
+async def readings_there(conn: AsyncConnection, serials: Sequence[str], at: datetime) -> int:
+    """Count how many of some meters have a reading at an instant."""
+    return int(await _one(conn, "readings_there", serials=list(serials), at=at))
+
+
+async def alarm_there(conn: AsyncConnection, account_id: int, level: str) -> bool:
+    """Tell whether an account has had an alarm of a level."""
+    return bool(await _one(conn, "alarm_there", account_id=account_id, level=level))
+
+
+async def order_confirmed(conn: AsyncConnection, meter_id: int, relay: str) -> bool:
+    """Tell whether a meter's latest supply order is this one and confirmed."""
+    return bool(await _one(conn, "order_confirmed", meter_id=meter_id, relay=relay))
+
+
+async def order_delays_s(conn: AsyncConnection, relay: str) -> list[float]:
+    """Return, rising, the seconds from writing each supply order (inside its transaction) to its publication."""
+    cursor = await conn.execute(sql("order_delays"), {"relay": relay})
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def _one(conn: AsyncConnection, query: str, **parameters: object) -> int | bool:
+    cursor = await conn.execute(sql(query), parameters)
+    row = await cursor.fetchone()
+    assert row is not None, f"{query} returns one row"
+    value: int | bool = row[0]
+    return value

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from db.audit import AuditReport, run_checks
 from psycopg import AsyncConnection
-from vending.edges.keys import add_api_key
 
 from db.migrate import migrate
 from db.orders import PostingRules
@@ -25,6 +24,7 @@ from prepaid.console import progress_bars
 from prepaid.embedded import embedded_parts
 from prepaid.processes import calendar_of
 from prepaid.settings import Settings
+from vending.edges.keys import Role, issue_api_key
 
 T = TypeVar("T")
 
@@ -85,7 +85,8 @@ def run_add_vendor(settings: Settings, name: str) -> str:
 
     async def work(conn: AsyncConnection) -> str:
         async with conn.transaction():
-            return await add_api_key(conn, role="vendor", vendor_id=await add_vendor(conn, name))
+            key = await issue_api_key(conn, Role.VENDOR, vendor_id=await add_vendor(conn, name))
+            return key.header
 
     return on_database(settings, work)
 

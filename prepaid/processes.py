@@ -62,12 +62,13 @@ def run_api(settings: Settings) -> None:
     import uvicorn
 
     from prepaid.keys import soft_security_module
-    from vending.edges.app import create_app
+    from vending.edges.api import create_app
 
+    database_url = _required(settings.database_url, "PREPAID_DATABASE_URL")
     app = create_app(
-        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        database_url=database_url,
         calendar=calendar_of(settings),
-        security_module=asyncio.run(soft_security_module(settings)),
+        security_module=asyncio.run(soft_security_module(settings, database_url)),
         vend_min_minor=settings.vend_min_minor,
         vend_max_minor=settings.vend_max_minor,
         stale_reading_s=settings.stale_reading_s,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ import structlog
 
 from db.migrate import migrate
 from db.pool import connect
-from db.readings import ensure_partitions
+from db.readings import ensure_partitions, partition_span
 from headend.edges.stream import prepare_stream
 from prepaid.embedded import Parts, embedded_parts
 from prepaid.embedded.process import accepts, spawn, stable_ports, stop_child
@@ -35,9 +35,6 @@ _log = structlog.get_logger("system")
 _STOP_LADDER: Final = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
 # A process that dies at once is not started more than once a second.
 _RESTART_S: Final = 1.0
-# Late readings reach back 35 days; two days ahead cover a weekend without an operator's sweep.
-PARTITION_DAYS_BACK: Final = 36
-PARTITION_DAYS_AHEAD: Final = 2
 API_START_S: Final = 20.0
 
 
@@ -59,6 +56,7 @@ class System:
     parts: Parts
     api_port: int
     _processes: dict[str, _Process] = field(default_factory=dict)
+    _once: set[str] = field(default_factory=set)
 
     @property
     def api_url(self) -> str:
@@ -76,11 +74,30 @@ class System:
         child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=self._environment())
         self._processes[name] = _Process(name=name, child=child, started_s=time.monotonic())
 
+    def start_all(self, names: Sequence[str]) -> None:
+        """Start some of ours; return when the API, if it is among them, listens."""
+        for name in names:
+            self.start(name)
+        if "api" in names:
+            _await_api(self)
+
+    def start_once(self, name: str) -> None:
+        """Start a command of ours that ends by itself, such as `close-day`."""
+        self.start(name)
+        self._once.add(name)
+
     def tend(self) -> None:
         """Start again what has died."""
+        for name in [name for name in self._once if self._processes[name].child.poll() is not None]:
+            _log.info("process_ended", process=name, ended_with=self._processes.pop(name).child.returncode)
+            self._once.discard(name)
         for process in list(self._processes.values()):
             status = process.child.poll()
-            if status is not None and time.monotonic() - process.started_s > _RESTART_S:
+            if (
+                status is not None
+                and process.name not in self._once
+                and time.monotonic() - process.started_s > _RESTART_S
+            ):
                 _log.warning("process_restarted", process=process.name, ended_with=status)
                 self.start(process.name)
 
@@ -114,10 +131,7 @@ def running_system(settings: Settings, processes: Sequence[str]) -> Iterator[Sys
         api_port = settings.api_port or stable_ports(settings.data_dir / "ports.json", ["api"])["api"]
         system = System(settings=settings, parts=parts, api_port=api_port)
         try:
-            for name in processes:
-                system.start(name)
-            if "api" in processes:
-                _await_api(system)
+            system.start_all(processes)
             yield system
         finally:
             system.stop()
@@ -132,9 +146,7 @@ async def prepare(settings: Settings, parts: Parts) -> None:
         applied = await migrate(conn)
         if applied:
             _log.info("migrated", applied=applied)
-        today = datetime.now(UTC).date()
-        span = range(-PARTITION_DAYS_BACK, PARTITION_DAYS_AHEAD + 1)
-        await ensure_partitions(conn, [today + timedelta(days=number) for number in span])
+        await ensure_partitions(conn, partition_span(datetime.now(UTC).date()))
     await prepare_stream(parts.nats_url, parts.mqtt_host, parts.mqtt_port, ack_wait_s=settings.ack_wait_s)
 
 

@@ -37,3 +37,19 @@ group by j.account_id, j.period, g.line
 select j.account_id, j.period, sum(j.energy_wh)::bigint
 from journals j where j.account_id = any(%(ids)s) and j.period is not null
 group by j.account_id, j.period
+
+-- readings_there: how many of some meters have a reading at an instant
+select count(*) from meters m join readings r on r.meter_id = m.id
+where m.serial = any(%(serials)s) and r.read_at = %(at)s
+
+-- alarm_there: whether an account has had an alarm of a level
+select exists (select 1 from alarms where account_id = %(account_id)s and level = %(level)s)
+
+-- order_confirmed: whether a meter has confirmed its latest supply order, and that it was this one
+select coalesce((
+    select o.relay = %(relay)s and o.state = 'confirmed' from supply_orders o
+    where o.meter_id = %(meter_id)s and o.kind = 'supply' order by o.epoch desc limit 1), false)
+
+-- order_delays: seconds from writing a supply order to its publication
+select extract(epoch from published_at - created_at)::float8 from supply_orders
+where kind = 'supply' and relay = %(relay)s and published_at is not null order by 1

@@ -2,6 +2,7 @@
 
 Stage: hours after midnight, in account ranges. The balance does not depend on when a day is posted: an account
 knows which days are closed, so a sweep that was stopped goes on where it stood, and one that runs twice does nothing.
+The daily chores ride along: partitions ahead, change-feed rows that every owner has seen.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 
 from psycopg import AsyncConnection
 
@@ -18,6 +19,7 @@ from db.accounts import look
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock, post_days
+from db.readings import ensure_partitions, partition_span
 
 # A range is one transaction: 100 accounts with a day each are some 800 short statements, 0.1 s, for which a vend on
 # one of them would wait.
@@ -56,6 +58,7 @@ async def close_day(
             progress(len(ids))
         await asyncio.sleep(pause_s)
     await conn.execute(sql("trim_feed"))
+    await ensure_partitions(conn, partition_span(datetime.now(UTC).date()))
     return ClosedDays(accounts=accounts, days=days)
 
 

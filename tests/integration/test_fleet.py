@@ -57,7 +57,8 @@ class Broker:
         self._config.write_text(
             f'server_name: "test-fleet"\nlisten: "127.0.0.1:{_free_port()}"\n'
             f'jetstream {{ store_dir: "{folder / "store"}" }}\n'
-            f'mqtt {{ host: "127.0.0.1", port: {self.port} }}\n'
+            # What was on its way to a subscriber when the server was killed is sent again only after this time.
+            f'mqtt {{ host: "127.0.0.1", port: {self.port}, ack_wait: "1s" }}\n'
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -117,9 +118,23 @@ class HeadEnd:
         self._broker = broker
         self._arrived = asyncio.Condition()
         self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Listen for ever, over lost connections."""
+    async def listen(self) -> None:
+        """Listen from now on, over lost connections; return when the durable subscription exists."""
+        self._ready.clear()
+        self._task = asyncio.create_task(self._run(), name="head-end")
+        # Before the subscription exists the broker keeps nothing.
+        async with asyncio.timeout(WAIT_S):
+            await self._ready.wait()
+
+    async def leave(self) -> None:
+        """Stop listening; the broker goes on keeping what is published."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
         while True:
             try:
                 async with self._client("head-end", clean=False) as client:
@@ -131,11 +146,6 @@ class HeadEnd:
                             self._arrived.notify_all()
             except aiomqtt.MqttError:
                 await asyncio.sleep(0.1)
-
-    async def wait_ready(self) -> None:
-        """Wait until the durable subscription exists; before that the broker keeps nothing."""
-        async with asyncio.timeout(WAIT_S):
-            await self._ready.wait()
 
     async def wait_for(self, predicate: Callable[[], bool]) -> None:
         """Wait until what arrived satisfies a condition."""
@@ -175,13 +185,11 @@ async def head_end(broker: Broker) -> AsyncIterator[HeadEnd]:
     """Run a head-end beside the test."""
     await broker.wait_ready()
     listener = HeadEnd(broker)
-    task = asyncio.create_task(listener.run(), name="head-end")
-    await listener.wait_ready()
+    await listener.listen()
     try:
         yield listener
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await listener.leave()
 
 
 class Credit:
@@ -401,25 +409,28 @@ def test_bulk_readings_are_acknowledged_once_and_arrive_in_each_meters_order(bro
 @pytest.mark.broker
 def test_bulk_publisher_sends_again_what_a_killed_broker_did_not_acknowledge(broker: Broker) -> None:
     """After a crash of the broker everything published is stored at least once, in order."""
+    serials = ("BK0001", "BK0002", "BK0003")
+
+    async def publish(publisher: BulkPublisher, numbers: range) -> None:
+        for number in numbers:
+            for serial in serials:
+                await publisher.publish(f"amr/{serial}/rd", one_reading(serial, number))
 
     async def story() -> None:
         async with head_end(broker) as listener:
+            await listener.leave()
             async with BulkPublisher("127.0.0.1", broker.port, connections=2) as publisher:
-                for number in range(300):
-                    for serial in ("BK0001", "BK0002", "BK0003"):
-                        await publisher.publish(f"amr/{serial}/rd", one_reading(serial, number))
+                await publish(publisher, range(300))
                 broker.kill()
                 broker.start()
-                for number in range(300, 600):
-                    for serial in ("BK0001", "BK0002", "BK0003"):
-                        await publisher.publish(f"amr/{serial}/rd", one_reading(serial, number))
+                await publish(publisher, range(300, 600))
                 assert await publisher.drain() == 1_800
                 assert publisher.republished > 0
-            wanted = set(range(600))
-            for serial in ("BK0001", "BK0002", "BK0003"):
-                await listener.wait_for(
-                    lambda serial=serial: {wh for _, wh in listener.readings_of(serial)} == wanted  # type: ignore[misc]  # A default argument binds the loop's variable.
-                )
+            await broker.wait_ready()
+            await listener.listen()
+            wanted = {(T0 + number, number) for number in range(600)}
+            await listener.wait_for(lambda: all(set(listener.readings_of(serial)) == wanted for serial in serials))
+            for serial in serials:
                 seen = [wh for _, wh in listener.readings_of(serial)]
                 assert list(dict.fromkeys(seen)) == list(range(600))
 

@@ -19,6 +19,8 @@ BODY_BYTES_MAX = 64 * 1024
 DRAIN_BYTES_MAX = 4 * 1024 * 1024
 # 64 kB in 10 s is 52 kbit/s, a poor mobile line; a point of sale does not wait longer either.
 BODY_TIMEOUT_S = 10.0
+# An exabyte is written with 19 digits.
+_LENGTH_DIGITS_MAX = 18
 
 Refuse = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -57,10 +59,10 @@ def _is_hopeless(scope: Scope) -> bool:
     """Tell whether a body is declared too large and not even worth draining, or waits for leave to be sent."""
     headers = Headers(scope=scope)
     declared = headers.get("content-length", "")
-    if not declared.isdecimal() or len(declared) > 18:
-        return len(declared) > 18
+    if not declared.isdecimal():
+        return False
     waits = headers.get("expect", "").lower() == "100-continue"
-    return int(declared) > (BODY_BYTES_MAX if waits else DRAIN_BYTES_MAX)
+    return len(declared) > _LENGTH_DIGITS_MAX or int(declared) > (BODY_BYTES_MAX if waits else DRAIN_BYTES_MAX)
 
 
 async def _take_body(receive: Receive) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN
 
@@ -16,7 +17,7 @@ SupplyState = Literal["on", "off"]
 Money = Annotated[str, Field(pattern=r"^-?\d+\.\d{2}$", examples=["500.00"])]
 
 _TOKEN_GROUPED = "1234 5678 9012 3456 7890"
-_VEND_EXAMPLE = {
+_VEND_EXAMPLE: JsonDict = {
     "message_id": "T17-20261121-000042",
     "vendor": "Station 17",
     "account_number": "100200300",

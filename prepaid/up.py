@@ -1,0 +1,54 @@
+"""`up`: one machine's installation in one command, until Ctrl-C.
+
+Stage: the operator's terminal. Starts the parts and processes, prints the addresses, brings back what dies, and runs
+`close-day` once a day after the settled hour.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from datetime import date, datetime, timedelta
+from types import FrameType
+
+from prepaid import console
+from prepaid.settings import Settings
+from prepaid.system import System, running_system
+
+PROCESSES = ("ingest", "dispatch", "api")
+_LOOK_S = 0.5
+
+
+def run_up(settings: Settings) -> None:
+    """Run until SIGINT or SIGTERM."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    with running_system(settings, PROCESSES) as system:
+        _print_addresses(system)
+        closed = _last_due(settings) - timedelta(days=1)
+        while not stop.wait(_LOOK_S):
+            system.tend()
+            due = _last_due(settings)
+            if due > closed:
+                system.start_once("close-day")
+                closed = due
+        console.out.print("stopping")
+
+
+def _last_due(settings: Settings) -> date:
+    """Return the latest local day whose posting is due: it ended `close_day_delay_s` ago."""
+    settled = datetime.now(settings.zone) - timedelta(seconds=settings.close_day_delay_s)
+    return settled.date() - timedelta(days=1)
+
+
+def _print_addresses(system: System) -> None:
+    parts, data_dir = system.parts, system.settings.data_dir
+    console.out.print(f"API        {system.api_url}  (documentation at {system.api_url}/docs)")
+    console.out.print(f"MQTT       mqtt://{parts.mqtt_host}:{parts.mqtt_port}  (meters)")
+    console.out.print(f"data, logs {data_dir}")
+    console.out.print("Ctrl-C stops everything; the data stays.")

@@ -109,7 +109,7 @@ _CHECKS = (
     ("I8", "desired supply follows the balance, and the meter has it or was ordered to", "accounts"),
     ("I8-orders", "one open supply order a meter, rising epochs, no cut-off of a postpaid account", "orders"),
     ("I9", "one alarm per level and arm, none missing", "accounts"),
-    ("rechecks", "waiting to be settled by ingest, not judged by their balance", "accounts"),
+    ("rechecks", "waiting for a look or a first word, not judged by their balance", "accounts"),
 )
 
 
@@ -322,7 +322,6 @@ async def _check_accounts(conn: AsyncConnection, book: _Book, calendar: LocalCal
             break
         cursor = await conn.execute(sql("audit_waiting"), {"ids": ids, "recent_shards": recent_shards})
         waiting = {row[0] for row in await cursor.fetchall()}
-        book["rechecks"].checked += len(waiting)
         await _check_chunk(conn, book, ids, waiting, calendar)
         after = ids[-1]
 
@@ -347,8 +346,11 @@ async def _check_chunk(
         _check_days(book["days"], view, fact)
         _check_charged(book["I4-charged"], view, fact, periods, calendar)
         _check_alarms(book["I9"], view, fact)
-        if account_id not in waiting:
-            _check_rating(book["I5"], view, fact, periods, curves[account_id], calendar)
+        if account_id in waiting or _is_unheard(view):
+            book["rechecks"].checked += 1
+        else:
+            edge_wh = _check_closed_periods(book["I5"], view, fact, periods, curves[account_id], calendar)
+            _check_open_period(book["I5"], view, fact, edge_wh)
             _check_levels(book, view, fact, view.balance_minor(calendar))
 
 
@@ -433,44 +435,46 @@ def _check_charged(check: Check, view: AccountView, fact: _Facts, periods: _Peri
         )
 
 
-def _check_rating(
+def _check_closed_periods(
     check: Check,
     view: AccountView,
     fact: _Facts,
     periods: _Periods,
     curve: Sequence[Point],
     calendar: LocalCalendar,
-) -> None:
-    """Rate each closed period from its readings and the closed days of the open one; compare with the journals."""
-    start_wh: int | None = curve[0].energy_wh
+) -> int | None:
+    """Rate each closed period from its readings; compare with the journals. Return the last edge's Wh, if it is known.
+
+    What was used until an unread edge is not known yet: the meter's next reading makes it good.
+    """
+    edge_wh = curve[0].energy_wh
     for period in _closed_periods(view):
         end_wh, quality = energy_at(curve, calendar.midnight_ms(next_period(period)))
-        if start_wh is None or quality is EdgeQuality.UNREAD:
-            # What was used until then is not known yet; the next reading makes it good.
-            return
+        if quality is EdgeQuality.UNREAD:
+            return None
         check.checked += 1
+        energy_wh, edge_wh = end_wh - edge_wh, end_wh
         booked = periods.get(period, _Booked())
-        lines = period_lines(
-            view.terms, period=period, energy_wh=end_wh - start_wh, through_day=next_period(period) - _ONE_DAY
-        )
-        short_wh, short = end_wh - start_wh - booked.energy_wh, difference(lines, booked.lines)
-        if short_wh or short:
-            if period in fact.unread_periods and silent_over_period_end(view, calendar):
-                # Closed as unread, read since: the meter's next reading has ingest book the difference.
-                return
-            check.fail(f"account {fact.number}, {period:%Y-%m}: journals are short of {short_wh} Wh, {_text(short)}")
-        start_wh = end_wh
-    _check_open_period(check, view, fact, start_wh)
+        lines = period_lines(view.terms, period=period, energy_wh=energy_wh, through_day=next_period(period) - _ONE_DAY)
+        short = difference(lines, booked.lines)
+        if not short and energy_wh == booked.energy_wh:
+            continue
+        if period in fact.unread_periods and silent_over_period_end(view, calendar):
+            # Closed as unread and read since; ingest books the difference with the meter's next reading.
+            return None
+        short_wh = energy_wh - booked.energy_wh
+        check.fail(f"account {fact.number}, {period:%Y-%m}: journals are short of {short_wh} Wh, {_text(short)}")
+    return edge_wh
 
 
-def _check_open_period(check: Check, view: AccountView, fact: _Facts, start_wh: int | None) -> None:
+def _check_open_period(check: Check, view: AccountView, fact: _Facts, edge_wh: int | None) -> None:
+    """Compare the open period's first edge with the readings, if it is known, and rate its closed days again."""
     checkpoint = view.checkpoint
     period = period_of(checkpoint.through)
     check.checked += 1
-    if start_wh != checkpoint.period_start_wh:
-        check.fail(
-            f"account {fact.number}, {period:%Y-%m}: begins at {checkpoint.period_start_wh} Wh, readings say {start_wh}"
-        )
+    if edge_wh is not None and edge_wh != checkpoint.period_start_wh:
+        kept_wh = checkpoint.period_start_wh
+        check.fail(f"account {fact.number}, {period:%Y-%m}: begins at {kept_wh} Wh, readings say {edge_wh} Wh")
     if checkpoint.through == max(period, view.terms.opened_on):
         return
     energy_wh = checkpoint.closed_wh - checkpoint.period_start_wh
@@ -499,6 +503,11 @@ def _check_levels(book: _Book, view: AccountView, fact: _Facts, balance_minor: i
         )
     if wanted is Supply.OFF and not levels.exhausted_raised:
         book["I9"].fail(f"account {fact.number}: balance {balance_minor} minor, exhausted was not raised")
+
+
+def _is_unheard(view: AccountView) -> bool:
+    """Tell whether nothing has been posted to an account, nor read: its balance is first judged by its first word."""
+    return view.version == 1 and view.mark_ms is None
 
 
 def _told(view: AccountView, fact: _Facts) -> Supply:

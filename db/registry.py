@@ -107,8 +107,7 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
     Raises: RegistryError for an unknown or installed meter, or an unknown tariff.
     """
     async with conn.transaction():
-        cursor = await conn.execute(sql("find_account"), {"number": account.number})
-        if await cursor.fetchone():
+        if await account_id_of(conn, account.number) is not None:
             return None
         meter_id, shard = await _free_meter(conn, account)
         usage_point_id = await _insert(
@@ -146,6 +145,13 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
             amount_minor = account.opening_credit_minor
             await post_money(conn, view, JournalKind.OPENING, amount_minor, rules=rules, now_ms=now_ms)
         return account_id
+
+
+async def account_id_of(conn: AsyncConnection, number: str) -> int | None:
+    """Return the id of an account by its number."""
+    cursor = await conn.execute(sql("find_account"), {"number": number})
+    row = await cursor.fetchone()
+    return None if row is None else int(row[0])
 
 
 async def add_vendor(conn: AsyncConnection, name: str) -> int:

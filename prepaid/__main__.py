@@ -22,6 +22,7 @@ from db.errors import DatabaseError
 from headend.edges.stream import StreamError
 from meter_sim.recorded import ProfileError, parse_profile
 from prepaid import console
+from prepaid.bench_commands import bench_app
 from prepaid.processes import calendar_of
 from prepaid.settings import PrepaidError, Settings, load_settings
 from prepaid.system import running_system
@@ -43,6 +44,7 @@ app.add_typer(sts_app, name="sts")
 app.add_typer(meters_app, name="meters")
 app.add_typer(accounts_app, name="accounts")
 app.add_typer(vendors_app, name="vendors")
+app.add_typer(bench_app, name="bench")
 
 DEFAULT_TARIFF = "punjab-ds-2026-27"
 # What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
@@ -312,6 +314,22 @@ def add(
         console.print_json({"vendor": name, "api_key": key})
     else:
         console.out.print(f"vendor {name}, API key (shown once): {key}", markup=False)
+
+
+@accounts_app.command()
+def key(
+    number: Annotated[str, typer.Argument(help="The account's number.")],
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Give the consumer of an account an API key: its balance, its threshold; shown once and not kept."""
+    from prepaid.administration import run_consumer_key
+
+    secret = run_consumer_key(_settings(data), number)
+    if json_output:
+        console.print_json({"account": number, "api_key": secret})
+    else:
+        console.out.print(f"account {number}, API key (shown once): {secret}", markup=False)
 
 
 def _print_import(result: tuple[int, int], json_output: bool) -> None:

@@ -7,18 +7,18 @@ or join those of a running `prepaid up`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from datetime import date
 from typing import TypeVar
 
-from db.audit import AuditReport, run_checks
 from psycopg import AsyncConnection
 
+from db.audit import AuditReport, run_checks
+from db.errors import UnknownAccount
 from db.migrate import migrate
 from db.orders import PostingRules
 from db.pool import connect
-from db.registry import add_vendor
+from db.registry import account_id_of, add_vendor
 from headend.edges.close_day import ClosedDays, close_day
 from prepaid.console import progress_bars
 from prepaid.embedded import embedded_parts
@@ -91,6 +91,16 @@ def run_add_vendor(settings: Settings, name: str) -> str:
     return on_database(settings, work)
 
 
-def now_ms() -> int:
-    """Return the wall clock in milliseconds."""
-    return time.time_ns() // 1_000_000
+def run_consumer_key(settings: Settings, number: str) -> str:
+    """Return a new API key of the consumer of an account.
+
+    Raises: UnknownAccount.
+    """
+
+    async def work(conn: AsyncConnection) -> str:
+        account_id = await account_id_of(conn, number)
+        if account_id is None:
+            raise UnknownAccount(f"account: expected a known number, got {number!r}")
+        return (await issue_api_key(conn, Role.CONSUMER, account_id=account_id)).header
+
+    return on_database(settings, work)

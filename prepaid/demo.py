@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from db.audit import run_checks
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar, from_ms, period_of
 from billing.money import format_minor
 from billing.rating import total
+from db.audit import run_checks
 from db.orders import PostingRules
 from db.pool import connect
 from db.readings import ensure_partitions

@@ -11,10 +11,11 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from psycopg import AsyncConnection
@@ -177,12 +178,7 @@ async def replay(
         await _register(conn, meters, options, rules, progress)
         before = await batch_totals(conn)
         sending_s = time.monotonic()
-        tending = asyncio.create_task(_tend(system))
-        try:
-            sent = await _send(system, meters, options, progress)
-            await _await_settled(system, progress)
-        finally:
-            tending.cancel()
+        sent = await _tended(system, _send_all(system, meters, options, progress))
         seconds = time.monotonic() - sending_s
         until = calendar.day_of(max(meter.curve[-1].at_ms for meter in meters)) - timedelta(days=1)
         closed = await _close(conn, until, rules, progress)
@@ -322,11 +318,22 @@ async def _await_settled(system: System, progress: Progress) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
 
 
-async def _tend(system: System) -> None:
-    """Bring back processes that died, as long as the replay runs."""
-    while True:
-        system.tend()
-        await asyncio.sleep(DRAIN_POLL_S)
+async def _send_all(system: System, meters: Sequence[ReplayMeter], options: ReplayOptions, progress: Progress) -> int:
+    sent = await _send(system, meters, options, progress)
+    await _await_settled(system, progress)
+    return sent
+
+
+async def _tended(system: System, work: Coroutine[Any, Any, int]) -> int:
+    """Do some work, bringing back processes that die meanwhile; end with the first that stays broken."""
+    working = asyncio.create_task(work)
+    try:
+        while not working.done():
+            system.tend()
+            await asyncio.wait({working}, timeout=DRAIN_POLL_S)
+        return working.result()
+    finally:
+        working.cancel()
 
 
 async def _close(conn: AsyncConnection, until: date, rules: PostingRules, progress: Progress) -> int:

@@ -26,16 +26,25 @@ from db.pool import connect
 from db.readings import ensure_partitions, partition_span
 from headend.edges.stream import prepare_stream
 from prepaid.embedded import Parts, embedded_parts
-from prepaid.embedded.process import accepts, spawn, stable_ports, stop_child
-from prepaid.settings import ENV_PREFIX, Settings
+from prepaid.embedded.process import accepts, log_tail, spawn, stable_ports, stop_child
+from prepaid.settings import ENV_PREFIX, PrepaidError, Settings
 
 _log = structlog.get_logger("system")
 
 # A clean stop commits the batch in hand and gives leases back, well under 10 s; then SIGKILL.
 _STOP_LADDER: Final = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
-# A process that dies at once is not started more than once a second.
+# A process that dies within 10 s of its start was no use; the sixth such death in a row is not worth another try.
+_QUICK_DEATH_S: Final = 10.0
+_QUICK_DEATHS_MAX: Final = 5
+# Between two starts of a process, so that a broken one does not eat a core.
 _RESTART_S: Final = 1.0
 API_START_S: Final = 20.0
+
+
+class ProcessBroken(PrepaidError):
+    """A process of ours does not stay up."""
+
+    code = "process_broken"
 
 
 @dataclass(slots=True)
@@ -43,6 +52,7 @@ class _Process:
     name: str
     child: subprocess.Popen[bytes]
     started_s: float
+    quick_deaths: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +79,7 @@ class System:
 
     def start(self, name: str) -> None:
         """Start one of ours: `ingest`, `dispatch` or `api`."""
-        log_path = self.settings.data_dir / f"{name}.log"
+        log_path = self._log_path(name)
         command = [sys.executable, "-m", "prepaid", name]
         child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=self._environment())
         self._processes[name] = _Process(name=name, child=child, started_s=time.monotonic())
@@ -87,25 +97,36 @@ class System:
         self._once.add(name)
 
     def tend(self) -> None:
-        """Start again what has died."""
-        for name in [name for name in self._once if self._processes[name].child.poll() is not None]:
-            _log.info("process_ended", process=name, ended_with=self._processes.pop(name).child.returncode)
-            self._once.discard(name)
+        """Start again what has died.
+
+        Raises: ProcessBroken when one dies again and again as soon as it is started.
+        """
         for process in list(self._processes.values()):
             status = process.child.poll()
-            if (
-                status is not None
-                and process.name not in self._once
-                and time.monotonic() - process.started_s > _RESTART_S
-            ):
-                _log.warning("process_restarted", process=process.name, ended_with=status)
-                self.start(process.name)
+            lived_s = time.monotonic() - process.started_s
+            if status is None or lived_s < _RESTART_S:
+                continue
+            if process.name in self._once:
+                self._once.discard(process.name)
+                del self._processes[process.name]
+                _log.info("process_ended", process=process.name, ended_with=status)
+                continue
+            deaths = process.quick_deaths + 1 if lived_s < _QUICK_DEATH_S else 0
+            if deaths > _QUICK_DEATHS_MAX:
+                last_words = log_tail(self._log_path(process.name))
+                raise ProcessBroken(f"{process.name}: expected it to run, got {deaths} quick deaths: {last_words}")
+            _log.warning("process_restarted", process=process.name, ended_with=status)
+            self.start(process.name)
+            self._processes[process.name].quick_deaths = deaths
 
     def stop(self) -> None:
         """Stop ours, the last started first."""
         for process in reversed(self._processes.values()):
             stop_child(process.child, name=process.name, ladder=_STOP_LADDER)
         self._processes.clear()
+
+    def _log_path(self, name: str) -> Path:
+        return self.settings.data_dir / f"{name}.log"
 
     def _environment(self) -> dict[str, str]:
         values = {
@@ -154,7 +175,6 @@ def _await_api(system: System) -> None:
     deadline_s = time.monotonic() + API_START_S
     while not accepts(system.api_port):
         if time.monotonic() > deadline_s:
-            log_path: Path = system.settings.data_dir / "api.log"
-            raise TimeoutError(f"api: expected it to listen within {API_START_S:.0f} s, see {log_path}")
+            raise ProcessBroken(f"api: expected it to listen within {API_START_S:.0f} s, got no answer")
         system.tend()
         time.sleep(0.05)

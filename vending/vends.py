@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from billing.calendar import from_ms
-from billing.money import MINOR_PER_MAJOR, BadAmount, format_minor, parse_amount
+from billing.money import MINOR_PER_MAJOR, format_minor, parse_amount
 from billing.supply import Mode
 from vending.security import (
     CreditKeyTypeRefused,
@@ -167,7 +167,7 @@ def read_request(*, message_id: str, meter: str, amount: str) -> VendRequest:
         raise MalformedRequest(
             f"message_id: expected 1-64 letters, digits, dots, colons, dashes, got {len(message_id)} characters"
         )
-    return VendRequest(message_id=message_id, meter=read_meter(meter), amount_minor=read_amount(amount))
+    return VendRequest(message_id=message_id, meter=read_meter(meter), amount_minor=parse_amount(amount))
 
 
 def read_meter(text: str) -> str:
@@ -180,17 +180,6 @@ def read_meter(text: str) -> str:
             f"meter: expected a serial of 1-32 letters, digits, dashes, or a DRN, got {len(text)} characters"
         )
     return text
-
-
-def read_amount(text: str) -> int:
-    """Read an amount into minor units.
-
-    Raises: BadAmount.
-    """
-    if not text.isascii():
-        # The digits of other scripts are digits to Python too; a receipt has one way to write an amount.
-        raise BadAmount("amount: expected digits 0-9 with none or two decimals, got other characters")
-    return parse_amount(text)
 
 
 def request_digest(request: VendRequest) -> bytes:

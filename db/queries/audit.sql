@@ -141,9 +141,6 @@ select f.account_id from change_feed f
 join shard_leases l on l.role = 'ingest' and l.shard = f.shard
 where f.shard = any(%(recent_shards)s::smallint[]) and f.account_id = any(%(ids)s) and f.xid >= l.feed_from
 
--- audit_rechecks: accounts that wait for a look
-select count(*) from rechecks
-
 -- audit_accounts: what journals, alarms, orders and readings say of some accounts, beside their checkpoints
 select a.id, a.number, i.meter_id, i.complete,
        j.prepaid_minor, j.energy_wh, j.days, j.first_day, j.last_day, j.unread_periods,

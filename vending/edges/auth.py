@@ -87,9 +87,9 @@ def require_account(caller: Caller, account_id: int | None) -> None:
             return
         case ConsumerCaller():
             if account_id != caller.account_id:
-                raise _refused(caller, "an engineer's, or the key of that account's consumer")
+                raise _refused(caller, "an engineer's or that account's consumer's")
         case VendorCaller():
-            raise _refused(caller, "an engineer's, or the key of that account's consumer")
+            raise _refused(caller, "an engineer's or that account's consumer's")
         case _:
             assert_never(caller)
 

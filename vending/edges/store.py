@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 
 from billing.calendar import from_ms
 from billing.journals import JournalKind
+from billing.money import parse_amount
 from billing.supply import restores_with_minor
 from db.accounts import AccountView, look, points_around
 from db.errors import UnknownAccount
@@ -73,7 +74,6 @@ from vending.vends import (
     judge_mode,
     judge_vendor,
     key_record,
-    read_amount,
     read_meter,
     read_token,
     request_digest,
@@ -200,7 +200,7 @@ async def set_threshold(
 
     Raises: AccountUnknown, NotAllowed, BadAmount.
     """
-    threshold_minor = None if threshold is None else read_amount(threshold)
+    threshold_minor = None if threshold is None else parse_amount(threshold)
     account_id = await _own_account(conn, caller, number)
     async with conn.transaction():
         try:

@@ -1,0 +1,85 @@
+"""The `bench` commands: measured figures, each beside the reference run of the same call.
+
+Stage: the command line's outermost layer, as in `__main__`. Measuring is done in `loadtests`; here only arguments
+and printing. Status 1 if anything was lost or came out wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prepaid import console
+from prepaid.settings import load_settings
+
+bench_app = typer.Typer(help="Measured figures, each beside a reference run.", no_args_is_help=True)
+
+READINGS = 400_000
+BLOCK = 24
+METERS = 2_000
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data", help="Folder in which the scratch folder is made (PREPAID_DATA_DIR).")
+]
+
+
+@bench_app.command()
+def ingest(
+    readings: Annotated[int, typer.Option(help="How many readings to offer.")] = READINGS,
+    block: Annotated[int, typer.Option(help="Readings in a message, 1 to 96.")] = BLOCK,
+    meters: Annotated[int, typer.Option(help="How many meters report them.")] = METERS,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Readings per second through broker, one ingest process and database; status 1 if one was lost."""
+    from loadtests.bench import IngestLoad, bench_ingest
+
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
+    load = IngestLoad(readings=readings, block=block, meters=meters)
+    with console.progress_bars() as bars:
+        report = bench_ingest(settings, load, bars)
+    _print(report, json_output=json_output)
+    if report["lost"] or not report["complete"]:
+        sys.exit(1)
+
+
+@bench_app.command()
+def sts(json_output: Json = False) -> None:
+    """Tokens minted and decoded per second; status 1 if one came out wrong."""
+    from loadtests.bench_sts import bench_sts
+
+    report = bench_sts()
+    _print(report, json_output=json_output)
+    if report["wrong"]:
+        sys.exit(1)
+
+
+def _print(report: Mapping[str, object], *, json_output: bool) -> None:
+    if json_output:
+        console.print_json(report)
+    else:
+        _print_plain(report, indent=0)
+
+
+def _print_plain(report: Mapping[str, object], *, indent: int) -> None:
+    """Print a report for a person: nested parts below their name."""
+    for name, value in report.items():
+        label = " " * indent + name
+        if isinstance(value, Mapping):
+            console.out.print(label, markup=False)
+            _print_plain(value, indent=indent + 2)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for part in value:
+                console.out.print(label, markup=False)
+                _print_plain(part, indent=indent + 2)
+        else:
+            shown = "; ".join(map(str, value)) if isinstance(value, list) else value
+            console.out.print(f"{label:<38} {shown}", markup=False)

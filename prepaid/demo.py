@@ -168,7 +168,9 @@ async def _run(system: System, calendar: LocalCalendar, story: _Story, figures: 
             await teller.cut_off()
             await teller.recharge()
             await teller.others()
-        await teller.close_and_audit(rules, figures)
+        await teller.statement(rules, figures)
+        system.stop()
+        await teller.audit()
 
 
 class _Teller:
@@ -283,8 +285,8 @@ class _Teller:
             await self._confirmed(home, "on")
         self._tell("All of them recharge; supply is back everywhere.")
 
-    async def close_and_audit(self, rules: PostingRules, figures: dict[str, object]) -> None:
-        """Post the closed days, print the statement and the delays, and let the auditor look."""
+    async def statement(self, rules: PostingRules, figures: dict[str, object]) -> None:
+        """Post the closed days, print the statement and the delays."""
         yesterday = self._calendar.day_of(self._now_ms) - timedelta(days=1)
         closed = await close_day(self._conn, yesterday, rules=rules)
         self._tell(f"close-day has posted {closed.days} daily journals for {closed.accounts} accounts.")
@@ -294,6 +296,9 @@ class _Teller:
             self._story.tell(None, f"    {name:<10}{format_minor(amount_minor):>12}")
         self._story.tell(None, f"    {'total':<10}{format_minor(total(bill.lines)):>12}")
         await self._tell_delays(figures)
+
+    async def audit(self) -> None:
+        """Let the auditor recompute everything, once ingest has stopped and nothing waits."""
         report = await run_checks(self._conn, self._calendar)
         _require(report.clean, "the auditor finds every invariant whole: " + "; ".join(report.lines()))
         self._story.tell(None, "The auditor recomputed everything from the readings: all invariants hold.")

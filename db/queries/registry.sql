@@ -47,6 +47,3 @@ insert into vendors (name) values (%(name)s) on conflict (name) do update set na
 
 -- accounts_to_close: accounts with days to close, in id order from one id on
 select id from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
-
--- earliest_open_day: how far back days are open
-select min(through) from accounts

@@ -18,9 +18,6 @@ from db.named import sql
 from db.posting import silent_over_period_end
 from headend.state import AccountState, MeterState, RegisterSegment
 
-# Transactions between two saves of the feed position: a new owner reads at most these again, which is harmless.
-FEED_SAVE_EVERY = 1_000
-
 
 class StateCache:
     """Meter states by serial.
@@ -34,7 +31,6 @@ class StateCache:
         self._by_serial: dict[str, MeterState] = {}
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
-        self._feed_saved = 0
 
     def own(self, leases: Iterable[Lease]) -> None:
         """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood."""
@@ -79,13 +75,6 @@ class StateCache:
         await self._read(conn, newer)
         self._feed_from = row[0]
         return sorted(account_id for account_id in newer if self._needs_look(account_id))
-
-    def feed_moved(self) -> bool:
-        """Tell, once, whether the position moved far enough to be worth saving."""
-        if self._feed_from - self._feed_saved < FEED_SAVE_EVERY:
-            return False
-        self._feed_saved = self._feed_from
-        return True
 
     @property
     def feed_from(self) -> int:

@@ -126,6 +126,8 @@ class Ingest:
                     await reader.acknowledge(self._batch)
                     self._batch = []
                 await self._follow_up(conn)
+            await self._refresh(conn)
+            await self._save_feed_position(conn)
             await release_leases(conn, self._owner)
 
     async def _keep_leases(self, conn: AsyncConnection, reader: StreamReader) -> None:
@@ -133,6 +135,7 @@ class Ingest:
         now_s = time.monotonic()
         if self._leases and now_s >= self._renew_at_s:
             await self._renew(conn)
+            await self._save_feed_position(conn)
         missing = self._settings.shards - self._leases.keys()
         if not missing or now_s < self._take_at_s:
             return
@@ -184,7 +187,6 @@ class Ingest:
                 if attempt == "reread":
                     raise
         self._cache.adopt(made.states, made.stale_serials)
-        self._renew_at_s = time.monotonic() + self._settings.lease_s / 5
         self._metrics.batch_stored(made.counts, len(batch), batch[-1].stored_at_ms, time.monotonic() - began_s)
 
     async def _make_partitions(self, conn: AsyncConnection, made: Plan) -> None:
@@ -206,11 +208,13 @@ class Ingest:
     async def _refresh(self, conn: AsyncConnection) -> None:
         for account_id in await self._cache.refresh(conn, self._leases):
             await settle_account(conn, account_id, rules=self._rules)
-        if self._cache.feed_moved():
-            await conn.execute(
-                sql("save_feed_position"),
-                {"since": str(self._cache.feed_from), "shards": list(self._leases), "owner": self._owner.name},
-            )
+
+    async def _save_feed_position(self, conn: AsyncConnection) -> None:
+        """Keep in the lease rows up to where the feed was read: a new owner goes on from there."""
+        await conn.execute(
+            sql("save_feed_position"),
+            {"since": str(self._cache.feed_from), "shards": list(self._leases), "owner": self._owner.name},
+        )
 
 
 async def _backoff(stop: asyncio.Event, retry_s: float) -> float:

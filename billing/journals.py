@@ -17,6 +17,8 @@ PREPAID = "prepaid"
 
 
 class JournalKind(StrEnum):
+    """The closed list of business events."""
+
     OPENING = "opening"
     VEND = "vend"
     REVERSAL = "reversal"

@@ -20,6 +20,8 @@ class BillingError(Exception):
 
 
 class BadAmount(BillingError):
+    """A text that is no amount of money."""
+
     code = "bad_amount"
 
 

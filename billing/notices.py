@@ -12,6 +12,8 @@ from billing.money import format_minor
 
 
 class NoticeKind(StrEnum):
+    """What a consumer can be told."""
+
     LOW = "low"
     EXHAUSTED = "exhausted"
     RESTORED = "restored"

@@ -12,16 +12,22 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
+    """How an account pays; postpaid is an approved exception."""
+
     PREPAID = "prepaid"
     POSTPAID = "postpaid"
 
 
 class Supply(StrEnum):
+    """The state of supply, as wanted or as reported."""
+
     ON = "on"
     OFF = "off"
 
 
 class LevelName(StrEnum):
+    """The levels of balance that ring."""
+
     LOW = "low"
     EXHAUSTED = "exhausted"
 

@@ -24,6 +24,8 @@ _SHARE_FIELDS = {"rebate_basis_points", "duty_basis_points"}
 
 
 class TariffError(BillingError):
+    """A tariff document breaks a rule."""
+
     code = "tariff_error"
 
 

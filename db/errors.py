@@ -10,10 +10,14 @@ class DatabaseError(Exception):
 
 
 class MigrationError(DatabaseError):
+    """An applied migration is not the one at hand."""
+
     code = "migration_error"
 
 
 class QueryMissing(DatabaseError):
+    """No file of db/queries defines the name."""
+
     code = "query_missing"
 
 
@@ -24,4 +28,6 @@ class LeaseLost(DatabaseError):
 
 
 class UnknownAccount(DatabaseError):
+    """No account of that number or id, or none with a billing meter."""
+
     code = "unknown_account"

@@ -145,6 +145,7 @@ def plan(messages: Iterable[Received], meters: Mapping[str, MeterState], calenda
             _hold_unknown(made, message, uplink)
         elif isinstance(uplink, Readings):
             latest[uplink.serial] = message
+            _take_events(made, meters[uplink.serial], uplink, message)
             arrived.setdefault(uplink.serial, []).extend(_arrivals(message, uplink, meters[uplink.serial]))
         elif isinstance(uplink, MeterEvent):
             made.events.append((meters[uplink.serial].meter_id, uplink.at_ms, uplink.code))
@@ -256,7 +257,9 @@ def _plan_meter(made: Plan, meter: MeterState, readings: list[_Arrived], calenda
         return
     walk = follow(meter.account.walk, meter.account.terms, accepted, calendar)
     account = replace(meter.account, walk=walk)
-    made.states[meter.serial] = replace(meter, segments=segments, mark_ms=mark_ms, mark_wh=mark_wh, account=account)
+    # A reply of the same batch may have moved the relay.
+    state = made.states.get(meter.serial, meter)
+    made.states[meter.serial] = replace(state, segments=segments, mark_ms=mark_ms, mark_wh=mark_wh, account=account)
     if account.silent or account.needs_look(calendar):
         made.candidates.add(account.id)
 
@@ -274,22 +277,29 @@ def _roll_over(
     return (*segments, RegisterSegment(from_ms=at_ms, offset_wh=start_wh - register_wh))
 
 
+def _take_events(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
+    """Take the events that came with readings, of every message."""
+    sent_ms = _sent_ms(uplink)
+    if uplink.events and validate_time(meter, sent_ms, message.stored_at_ms) is None:
+        made.events.extend((meter.meter_id, sent_ms, code) for code in uplink.events)
+
+
 def _take_status(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
-    """Take what a message says of the moment it was sent: relay and events."""
-    sent_ms = uplink.clock_ms if uplink.clock_ms is not None else uplink.read_at_ms[-1]
-    if validate_time(meter, sent_ms, message.stored_at_ms) is not None:
-        return
-    for code in uplink.events:
-        made.events.append((meter.meter_id, sent_ms, code))
-    if uplink.relay is not None:
+    """Take what a meter's last message says of the moment it was sent: the relay."""
+    sent_ms = _sent_ms(uplink)
+    if uplink.relay is not None and validate_time(meter, sent_ms, message.stored_at_ms) is None:
         _take_relay(made, meter, Supply(uplink.relay.value), sent_ms)
 
 
+def _sent_ms(uplink: Readings) -> int:
+    return uplink.clock_ms if uplink.clock_ms is not None else uplink.read_at_ms[-1]
+
+
 def _take_relay(made: Plan, meter: MeterState, relay: Supply, at_ms: int) -> None:
-    if relay is meter.relay:
+    state = made.states.get(meter.serial, meter)
+    if relay is state.relay:
         return
     made.relays.append((meter.meter_id, relay, at_ms))
-    state = made.states.get(meter.serial, meter)
     made.states[meter.serial] = replace(state, relay=relay)
     if meter.account.told is None and relay is not meter.account.levels.desired:
         made.candidates.add(meter.account.id)

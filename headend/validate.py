@@ -27,6 +27,8 @@ ROLLOVER_FROM_PERCENT = 90
 
 
 class Reason(StrEnum):
+    """Why a frame or a reading is not stored; the value is what quarantine keeps."""
+
     MALFORMED = "malformed"
     UNKNOWN_METER = "unknown_meter"
     UNKNOWN_TOPIC = "unknown_topic"
@@ -113,6 +115,8 @@ def validate_late(
         return _fault(Reason.JUMP, meter, f"energy: got {energy_wh - before[1]} Wh more than the reading before")
     if after is not None and energy_wh > after[1]:
         return _fault(Reason.REGISTER_FELL, meter, f"energy: expected at most {after[1]} Wh, got {energy_wh}")
+    if after is not None and after[1] - energy_wh > energy_limit_wh(meter.rated_w, after[0] - at_ms):
+        return _fault(Reason.JUMP, meter, f"energy: got {after[1] - energy_wh} Wh less than the reading after")
     return None
 
 

@@ -49,7 +49,7 @@ from prepaid import console
 from prepaid.console import rupees
 from prepaid.keys import OWN_KRN, OWN_SGC, ensure_own_vending_key, master_key
 from prepaid.processes import calendar_of
-from prepaid.settings import Settings
+from prepaid.settings import PrepaidError, Settings
 from prepaid.system import System, running_system
 from protocols.native import Relay
 from vending.edges.keys import Role, issue_api_key
@@ -80,6 +80,13 @@ STEP_S_MAX = 20.0
 # Hours that the homes go on after the history until their credit is gone; a bound, not a plan.
 HOURS_MAX = 240
 DELAY_MS_MAX = 1_000
+_MARK = ".prepaid-demo"
+
+
+class ScratchFolderTaken(PrepaidError):
+    """The folder for the demo holds something else."""
+
+    code = "scratch_folder_taken"
 
 
 class StepMissing(Exception):
@@ -115,7 +122,7 @@ class _Story:
 def run_demo(settings: Settings, data: Path | None, *, json_output: bool) -> int:
     """Run the story on a scratch folder; return the exit status."""
     folder = data or settings.data_dir / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     settings = settings.model_copy(
         update={"data_dir": folder, "database_url": None, "nats_url": None, "mqtt_url": None, "api_port": 0}
     )
@@ -382,6 +389,18 @@ class _Teller:
         _require(answer.status_code in (200, 201), f"POST {path}: {answer.status_code} {answer.text[:200]}")
         found: dict[str, Any] = answer.json()
         return found
+
+
+def _clear(folder: Path) -> None:
+    """Empty the scratch folder of an earlier demo; never one that holds anything else.
+
+    Raises: ScratchFolderTaken.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise ScratchFolderTaken(f"demo: expected a new or empty folder or one of an earlier demo, got {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARK).write_text("Scratch folder of `prepaid demo`: emptied at its next start.\n")
 
 
 def _require(happened: bool, what: str) -> None:

@@ -33,6 +33,7 @@ from headend.edges.stream import stream_backlog
 from meter_sim.edges.bulk import BulkPublisher
 from meter_sim.recorded import Profile, parse_profile
 from prepaid.preview import curve_of
+from prepaid.settings import PrepaidError
 from prepaid.system import System
 from protocols.native import BLOCK_INTERVALS_MAX, Readings, encode_readings
 from protocols.topics import reading_topic
@@ -53,7 +54,7 @@ ENOUGH_CREDIT_MINOR = 100_000_000
 DRAIN_POLL_S = 0.2
 
 
-class ReplayError(Exception):
+class ReplayError(PrepaidError):
     """A replay that cannot be run as asked."""
 
     code = "replay_error"

@@ -23,7 +23,7 @@ class StateCache:
     """Meter states by serial.
 
     Invariants: holds only meters of owned shards; `feed_from` is a transaction before which every change has been
-    read.
+    read and every account that it brought below a level has been looked at.
     """
 
     def __init__(self, calendar: LocalCalendar) -> None:
@@ -31,16 +31,22 @@ class StateCache:
         self._by_serial: dict[str, MeterState] = {}
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
+        self._feed_read = 0
 
     def own(self, leases: Iterable[Lease]) -> None:
-        """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood."""
+        """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood.
+
+        Where we already read for other shards and stood further back, it goes on there.
+        """
         self.clear()
-        self._feed_from = min((lease.feed_from for lease in leases), default=0)
+        stood = [self._feed_from] if self._feed_from else []
+        self._feed_from = self._feed_read = min([*stood, *(lease.feed_from for lease in leases)])
 
     def clear(self) -> None:
-        """Forget all states; the feed position stays."""
+        """Forget all states; what the last refresh read of the feed is read again, since it may not be settled."""
         self._by_serial.clear()
         self._serial_of.clear()
+        self._feed_read = self._feed_from
 
     def states(self) -> Mapping[str, MeterState]:
         """Return what is known, by serial."""
@@ -61,11 +67,13 @@ class StateCache:
         ids = [account_id for _, _, _, account_id in await cursor.fetchall() if account_id is not None]
         await self._read(conn, ids)
 
-    async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[int]:
-        """Read the change feed; return the accounts whose balance now has to be looked at under their lock.
+    async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[tuple[int, int]]:
+        """Read the change feed; return accounts, with their shards, that now have to be looked at under their lock.
 
-        Every account in the feed is checked, with or without a new reading.
+        Every account in the feed is checked, with or without a new reading. The caller settles them before the next
+        refresh, or clears.
         """
+        self._feed_from = self._feed_read
         cursor = await conn.execute(sql("feed_horizon"))
         row = await cursor.fetchone()
         assert row is not None, "feed_horizon returns one row"
@@ -73,8 +81,10 @@ class StateCache:
         changed: dict[int, int] = dict(await cursor.fetchall())
         newer = [account_id for account_id, version in changed.items() if self._version(account_id) < version]
         await self._read(conn, newer)
-        self._feed_from = row[0]
-        return sorted(account_id for account_id in newer if self._needs_look(account_id))
+        self._feed_read = row[0]
+        return sorted(
+            (account_id, shard) for account_id in newer if (shard := self._shard_to_look(account_id)) is not None
+        )
 
     @property
     def feed_from(self) -> int:
@@ -85,9 +95,9 @@ class StateCache:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
         return state.account.version if state else 0
 
-    def _needs_look(self, account_id: int) -> bool:
+    def _shard_to_look(self, account_id: int) -> int | None:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
-        return state is not None and state.account.needs_look(self._calendar)
+        return state.shard if state is not None and state.account.needs_look(self._calendar) else None
 
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:

@@ -51,7 +51,7 @@ async def write_plan(
         if made.rows:
             await copy_readings(conn, made.rows)
         if made.late:
-            await _write_late(conn, made)
+            await _write_late(conn, made, rules)
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
@@ -62,16 +62,21 @@ async def write_plan(
         await add_counts(conn, leases, made.counts)
 
 
-async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
-    """Look at one account under its lock, in a transaction of its own, and write what its balance asks for."""
+async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> bool:
+    """Look at one account under its lock, in a transaction of its own, and write what its balance asks for.
+
+    Never waits: False when somebody else holds the account, which then has to be looked at later.
+    """
     async with conn.transaction():
-        await lock(conn, [account_id])
+        if not await lock_free(conn, [account_id]):
+            return False
         cursor = await conn.execute(sql("settle_recheck"), {"account_id": account_id})
         asked = await cursor.fetchone()
         late_since_ms = to_ms(asked[0]) if asked and asked[0] else None
         views = await look(conn, [account_id], rules.calendar)
         for view in views.values():
             await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=_now_ms())
+    return True
 
 
 async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
@@ -90,12 +95,15 @@ async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
         )
 
 
-async def _write_late(conn: AsyncConnection, made: Plan) -> None:
+async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:
     """Drop known readings, fit new ones between their neighbours, quarantine the rest."""
     rows = [late.row for late in made.late]
     known = await compare_readings(conn, rows)
     unknown = [(number, row) for number, row in enumerate(rows) if number not in known]
     around = await neighbours(conn, unknown) if unknown else {}
+    # Before a meter's first reading stands its installation: without it, any register would do.
+    firsts = {made.late[number].meter.account.id for number, found in around.items() if found.before is None}
+    views = await look(conn, sorted(firsts), rules.calendar) if firsts else {}
     placed: dict[tuple[int, object], ReadingRow] = {}
     last: dict[int, tuple[int, int]] = {}
     for number, late in enumerate(made.late):
@@ -103,6 +111,9 @@ async def _write_late(conn: AsyncConnection, made: Plan) -> None:
         same = placed[key] == late.row if key in placed else known.get(number)
         found = around.get(number)
         before = _energy(late.meter, found.before) if found else None
+        if before is None and late.meter.account.id in views:
+            installed = views[late.meter.account.id].meter.segments[0]
+            before = installed.from_ms, installed.start_wh
         after = _energy(late.meter, found.after) if found else None
         before = max(filter(None, (before, last.get(late.row.meter_id))), default=None)
         row = place_late(made, late, same=same, before=before, after=after)

@@ -21,6 +21,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.errors import IdleInTransactionSessionTimeout
 
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
@@ -103,7 +104,14 @@ class Dispatcher:
             except LeaseLost as lost:
                 _log.warning("lease_lost", owner=self._owner.name, detail=str(lost))
                 self._leases.clear()
-            except (OperationalError, InterfaceError, nats.errors.Error, OSError, TimeoutError) as error:
+            except (
+                OperationalError,
+                InterfaceError,
+                IdleInTransactionSessionTimeout,
+                nats.errors.Error,
+                OSError,
+                TimeoutError,
+            ) as error:
                 _log.warning("dispatch_retry", detail=str(error).strip()[:200])
                 self._leases.clear()
                 with suppress(TimeoutError):

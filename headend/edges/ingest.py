@@ -18,9 +18,10 @@ from datetime import date
 
 import structlog
 from psycopg import AsyncConnection, InterfaceError, OperationalError
-from psycopg.errors import UniqueViolation
+from psycopg.errors import IdleInTransactionSessionTimeout, UniqueViolation
 
 from billing.calendar import LocalCalendar
+from db.batches import ask_recheck
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
@@ -78,30 +79,31 @@ class Ingest:
         stale_ms = None if settings.stale_reading_s is None else settings.stale_reading_s * 1000
         self._rules = PostingRules(calendar=settings.calendar, stale_ms=stale_ms)
         self._leases: dict[int, Lease] = {}
+        self._reading: set[int] = set()
         self._batch: list[StreamMessage] = []
         self._days: set[date] = set()
         self._renew_at_s = 0.0
         self._take_at_s = 0.0
+        self._retry_s = RETRY_S_FIRST
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set; outages of database and broker are waited out."""
-        retry_s = RETRY_S_FIRST
         async with StreamReader.connect(self._settings.nats_url, ack_wait_s=self._settings.ack_wait_s) as reader:
             while not stop.is_set():
                 try:
                     await self._session(reader, stop)
-                    retry_s = RETRY_S_FIRST
                 except LeaseLost as lost:
                     _log.warning("lease_lost", owner=self._owner.name, detail=str(lost))
                     await self._forget(reader)
                 except StreamUnavailable as error:
-                    _log.warning("broker_away", detail=str(error)[:200], retry_s=retry_s)
-                    retry_s = await _backoff(stop, retry_s)
-                except (OperationalError, InterfaceError) as error:
-                    # The commit may have happened or not: forget what we know, take the same messages again.
-                    _log.warning("database_away", detail=str(error).strip()[:200], retry_s=retry_s)
+                    _log.warning("broker_away", detail=str(error)[:200], retry_s=self._retry_s)
+                    await self._backoff(stop)
+                except (OperationalError, InterfaceError, IdleInTransactionSessionTimeout) as error:
+                    # The commit may have happened or not: forget what we know, take the same messages again. A
+                    # session that was ended because we were paused inside its transaction is told so in its own way.
+                    _log.warning("database_away", detail=str(error).strip()[:200], retry_s=self._retry_s)
                     self._cache.clear()
-                    retry_s = await _backoff(stop, retry_s)
+                    await self._backoff(stop)
 
     async def _session(self, reader: StreamReader, stop: asyncio.Event) -> None:
         """Work on one database connection until told to stop. A batch that failed is tried again first."""
@@ -137,16 +139,20 @@ class Ingest:
             await self._renew(conn)
             await self._save_feed_position(conn)
         missing = self._settings.shards - self._leases.keys()
-        if not missing or now_s < self._take_at_s:
-            return
-        self._take_at_s = now_s + 1.0
-        taken = await take_leases(conn, self._owner, missing)
-        if not taken:
-            return
-        self._leases.update({lease.shard: lease for lease in taken})
-        _log.info("leases_taken", owner=self._owner.name, shards=len(taken), held=len(self._leases))
-        # What the last owner left comes again first, so that readings stay in stream order.
-        waiting = asyncio.create_task(reader.await_redelivery([lease.shard for lease in taken]))
+        if missing and now_s >= self._take_at_s:
+            self._take_at_s = now_s + 1.0
+            taken = await take_leases(conn, self._owner, missing)
+            if taken:
+                self._leases.update({lease.shard: lease for lease in taken})
+                _log.info("leases_taken", owner=self._owner.name, shards=len(taken), held=len(self._leases))
+        # Not only what was taken now: a wait that database or broker interrupted has to be gone through again.
+        if self._leases.keys() - self._reading:
+            await self._begin_reading(conn, reader)
+
+    async def _begin_reading(self, conn: AsyncConnection, reader: StreamReader) -> None:
+        """Read the shards whose leases are new to us; what their last owner left comes again first, in order."""
+        fresh = sorted(self._leases.keys() - self._reading)
+        waiting = asyncio.create_task(reader.await_redelivery(fresh))
         try:
             while not waiting.done():
                 await asyncio.wait({waiting}, timeout=self._settings.lease_s / 5)
@@ -154,8 +160,9 @@ class Ingest:
             waiting.result()
         finally:
             waiting.cancel()
-        self._cache.own(taken)
+        self._cache.own(self._leases[shard] for shard in fresh)
         await reader.own(set(self._leases), leftovers=self._settings.takes_leftovers and 0 in self._leases)
+        self._reading = set(self._leases)
 
     async def _renew(self, conn: AsyncConnection) -> None:
         await fence(conn, self._owner, self._leases.values())
@@ -164,7 +171,8 @@ class Ingest:
     async def _forget(self, reader: StreamReader) -> None:
         """Give up everything: another owner has a shard of ours, and its messages come to that one."""
         self._leases.clear()
-        self._cache.clear()
+        self._reading.clear()
+        self._cache = StateCache(self._settings.calendar)
         self._batch = []
         await reader.own(set(), leftovers=False)
 
@@ -206,19 +214,19 @@ class Ingest:
             await settle_account(conn, account_id, rules=self._rules)
 
     async def _refresh(self, conn: AsyncConnection) -> None:
-        for account_id in await self._cache.refresh(conn, self._leases):
-            await settle_account(conn, account_id, rules=self._rules)
+        for account_id, shard in await self._cache.refresh(conn, self._leases):
+            if not await settle_account(conn, account_id, rules=self._rules):
+                await ask_recheck(conn, account_id, shard, None)
 
     async def _save_feed_position(self, conn: AsyncConnection) -> None:
         """Keep in the lease rows up to where the feed was read: a new owner goes on from there."""
         await conn.execute(
             sql("save_feed_position"),
-            {"since": str(self._cache.feed_from), "shards": list(self._leases), "owner": self._owner.name},
+            {"since": str(self._cache.feed_from), "shards": list(self._reading), "owner": self._owner.name},
         )
 
-
-async def _backoff(stop: asyncio.Event, retry_s: float) -> float:
-    """Wait, unless told to stop; return the next wait."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), retry_s)
-    return min(2 * retry_s, RETRY_S_MAX)
+    async def _backoff(self, stop: asyncio.Event) -> None:
+        """Wait, unless told to stop; each time longer, until a round has succeeded."""
+        retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), retry_s)

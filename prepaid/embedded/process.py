@@ -222,6 +222,7 @@ def wait_until(
 
 
 def log_tail(log_path: Path) -> str:
+    """Return the last words of a child."""
     try:
         with log_path.open("rb") as log_file:
             log_file.seek(0, os.SEEK_END)
@@ -246,6 +247,7 @@ def stable_ports(path: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def read_ports(path: Path) -> dict[str, int]:
+    """Return the ports of the last start, empty if there are none."""
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -254,6 +256,7 @@ def read_ports(path: Path) -> dict[str, int]:
 
 
 def port_is_free(port: int) -> bool:
+    """Tell whether a server could listen on a loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the servers themselves do: connections of the last run in TIME_WAIT do not bar the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -265,6 +268,7 @@ def port_is_free(port: int) -> bool:
 
 
 def accepts(port: int) -> bool:
+    """Tell whether something listens on a loopback port."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1):
             return True

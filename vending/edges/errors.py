@@ -6,22 +6,32 @@ from vending.vends import Declined, VendingError
 
 
 class ApiKeyWrong(VendingError):
+    """No active key of this id and secret."""
+
     code = "api_key_wrong"
 
 
 class NotAllowed(VendingError):
+    """The key's role may not do this."""
+
     code = "not_allowed"
 
 
 class AccountUnknown(VendingError):
+    """No account of that number."""
+
     code = "unknown_account"
 
 
 class VendUnknown(VendingError):
+    """No vend of that message id by this vendor."""
+
     code = "unknown_vend"
 
 
 class TokenNotIssued(VendingError):
+    """The digits are no token issued here for the meter."""
+
     code = "token_not_issued"
 
 

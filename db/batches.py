@@ -109,6 +109,6 @@ async def confirm_order(
     return None if row is None else int(row[0])
 
 
-async def ask_recheck(conn: AsyncConnection, account_id: int, shard: int, late_since: datetime | None) -> None:
-    """Leave an account that is locked by somebody else to be looked at right after this batch."""
-    await conn.execute(sql("ask_recheck"), {"account_id": account_id, "shard": shard, "late_since": late_since})
+async def ask_recheck(conn: AsyncConnection, account_id: int, late_since: datetime | None = None) -> None:
+    """Leave an account that is locked by somebody else to be looked at right after."""
+    await conn.execute(sql("ask_recheck"), {"account_id": account_id, "late_since": late_since})

@@ -288,6 +288,8 @@ create table supply_orders (
 ) with (fillfactor = 70);
 create unique index one_open_order on supply_orders (meter_id, kind) where state in ('pending', 'held', 'sent');
 create index orders_due on supply_orders (shard, next_try_at) where state in ('pending', 'sent');
+-- The dispatcher counts the cut-offs of the last minute before it sends more.
+create index cut_offs_published on supply_orders (published_at) where relay = 'off';
 
 create table notices (
     id bigint generated always as identity primary key,

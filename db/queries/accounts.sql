@@ -126,9 +126,9 @@ select pg_notify('orders', %(shard)s::text)
 -- add_notice: write a notice in the same transaction as its cause
 insert into notices (account_id, kind, channel, body) values (%(account_id)s, %(kind)s, 'app', %(body)s)
 
--- ask_recheck: an account that a batch would not wait for
+-- ask_recheck: an account that is locked by somebody else is to be looked at later
 insert into rechecks (account_id, shard, late_since)
-values (%(account_id)s, %(shard)s, %(late_since)s)
+select id, shard, %(late_since)s from accounts where id = %(account_id)s
 on conflict (account_id) do update set late_since = least(rechecks.late_since, excluded.late_since)
 
 -- take_rechecks: accounts of some shards that wait for a look

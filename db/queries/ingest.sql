@@ -12,7 +12,7 @@ returning l.shard, l.epoch, l.feed_from::text::bigint
 -- expired_backends: sessions that still hold a lease row locked though the lease ran out
 select l.backend_pid from shard_leases l join pg_stat_activity a on a.pid = l.backend_pid
 where l.role = %(role)s and l.expires_at < clock_timestamp() and l.backend_pid <> pg_backend_pid()
-  and a.datname = current_database() and a.xact_start is not null
+  and a.datname = current_database() and a.application_name = l.owner and a.xact_start is not null
 
 -- end_backend: end one session of a paused owner
 select pg_terminate_backend(%(pid)s)

@@ -67,8 +67,8 @@ class StateCache:
         ids = [account_id for _, _, _, account_id in await cursor.fetchall() if account_id is not None]
         await self._read(conn, ids)
 
-    async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[tuple[int, int]]:
-        """Read the change feed; return accounts, with their shards, that now have to be looked at under their lock.
+    async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[int]:
+        """Read the change feed; return the accounts that now have to be looked at under their lock.
 
         Every account in the feed is checked, with or without a new reading. The caller settles them before the next
         refresh, or clears.
@@ -82,9 +82,7 @@ class StateCache:
         newer = [account_id for account_id, version in changed.items() if self._version(account_id) < version]
         await self._read(conn, newer)
         self._feed_read = row[0]
-        return sorted(
-            (account_id, shard) for account_id in newer if (shard := self._shard_to_look(account_id)) is not None
-        )
+        return sorted(account_id for account_id in newer if self._needs_look(account_id))
 
     @property
     def feed_from(self) -> int:
@@ -95,9 +93,9 @@ class StateCache:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
         return state.account.version if state else 0
 
-    def _shard_to_look(self, account_id: int) -> int | None:
+    def _needs_look(self, account_id: int) -> bool:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
-        return state.shard if state is not None and state.account.needs_look(self._calendar) else None
+        return state is not None and state.account.needs_look(self._calendar)
 
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:

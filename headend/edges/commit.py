@@ -62,21 +62,21 @@ async def write_plan(
         await add_counts(conn, leases, made.counts)
 
 
-async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> bool:
+async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
     """Look at one account under its lock, in a transaction of its own, and write what its balance asks for.
 
-    Never waits: False when somebody else holds the account, which then has to be looked at later.
+    An account that somebody else holds is not waited for; it stays, or becomes, a recheck.
     """
     async with conn.transaction():
         if not await lock_free(conn, [account_id]):
-            return False
+            await ask_recheck(conn, account_id)
+            return
         cursor = await conn.execute(sql("settle_recheck"), {"account_id": account_id})
         asked = await cursor.fetchone()
         late_since_ms = to_ms(asked[0]) if asked and asked[0] else None
         views = await look(conn, [account_id], rules.calendar)
         for view in views.values():
             await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=_now_ms())
-    return True
 
 
 async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
@@ -110,11 +110,13 @@ async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) ->
         key = (late.row.meter_id, late.row.read_at)
         same = placed[key] == late.row if key in placed else known.get(number)
         found = around.get(number)
-        before = _energy(late.meter, found.before) if found else None
+        # A roll-over of this very batch counts for the neighbours that came with it.
+        meter = made.states.get(late.meter.serial, late.meter)
+        before = _energy(meter, found.before) if found else None
         if before is None and late.meter.account.id in views:
             installed = views[late.meter.account.id].meter.segments[0]
             before = installed.from_ms, installed.start_wh
-        after = _energy(late.meter, found.after) if found else None
+        after = _energy(meter, found.after) if found else None
         before = max(filter(None, (before, last.get(late.row.meter_id))), default=None)
         row = place_late(made, late, same=same, before=before, after=after)
         if row is not None:
@@ -152,12 +154,9 @@ async def _write_candidates(conn: AsyncConnection, made: Plan, rules: PostingRul
     for account_id, view in sorted(views.items()):
         since_ms = made.late_since_ms.get(account_id)
         await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
-    shards = {state.account.id: state.shard for state in made.states.values()}
-    shards |= {late.meter.account.id: late.meter.shard for late in made.late}
     for account_id in sorted(made.candidates - free):
         late_ms = made.late_since_ms.get(account_id)
-        late_since = None if late_ms is None else from_ms(late_ms)
-        await ask_recheck(conn, account_id, shards[account_id], late_since)
+        await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
 
 
 def _quarantine_row(held: Held) -> QuarantineRow:

@@ -34,6 +34,8 @@ _log = structlog.get_logger("dispatch")
 
 # A woken dispatcher is at work in milliseconds; without a wake-up it looks this often, 10 times within a 2 s retry.
 POLL_S = 0.2
+# Shards of a dispatcher that died are looked for this often.
+TAKE_EVERY_S = 1.0
 # A meter answers within a second when it can be reached; then 2, 4, 8 s ... up to 5 minutes for one that is away.
 BACKOFF_S_FIRST, BACKOFF_S_MAX = 2, 300
 # A command is void after a minute: the next try carries a new expiry, so nothing old is ever obeyed.
@@ -91,6 +93,7 @@ class Dispatcher:
         name = f"dispatch-{os.getpid()}-{secrets.token_hex(4)}"
         self._owner = Owner(role="dispatch", name=name, lease_s=settings.lease_s)
         self._leases: dict[int, Lease] = {}
+        self._take_at_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dispatch until `stop` is set; outages of database and broker are waited out."""
@@ -132,7 +135,9 @@ class Dispatcher:
 
     async def _keep_leases(self, conn: AsyncConnection) -> None:
         missing = set(range(SHARDS)) - self._leases.keys()
-        if missing:
+        now_s = time.monotonic()
+        if missing and now_s >= self._take_at_s:
+            self._take_at_s = now_s + TAKE_EVERY_S
             taken = await take_leases(conn, self._owner, missing)
             self._leases.update({lease.shard: lease for lease in taken})
 

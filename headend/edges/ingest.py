@@ -21,7 +21,6 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.errors import IdleInTransactionSessionTimeout, UniqueViolation
 
 from billing.calendar import LocalCalendar
-from db.batches import ask_recheck
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
@@ -214,9 +213,8 @@ class Ingest:
             await settle_account(conn, account_id, rules=self._rules)
 
     async def _refresh(self, conn: AsyncConnection) -> None:
-        for account_id, shard in await self._cache.refresh(conn, self._leases):
-            if not await settle_account(conn, account_id, rules=self._rules):
-                await ask_recheck(conn, account_id, shard, None)
+        for account_id in await self._cache.refresh(conn, self._leases):
+            await settle_account(conn, account_id, rules=self._rules)
 
     async def _save_feed_position(self, conn: AsyncConnection) -> None:
         """Keep in the lease rows up to where the feed was read: a new owner goes on from there."""

@@ -109,7 +109,7 @@ _CHECKS = (
     ("I8", "desired supply follows the balance, and the meter has it or was ordered to", "accounts"),
     ("I8-orders", "one open supply order a meter, rising epochs, no cut-off of a postpaid account", "orders"),
     ("I9", "one alarm per level and arm, none missing", "accounts"),
-    ("rechecks", "waiting for a look or a first word, not judged by their balance", "accounts"),
+    ("rechecks", "waiting for a look, not judged by their balance", "accounts"),
 )
 
 
@@ -346,7 +346,7 @@ async def _check_chunk(
         _check_days(book["days"], view, fact)
         _check_charged(book["I4-charged"], view, fact, periods, calendar)
         _check_alarms(book["I9"], view, fact)
-        if account_id in waiting or _is_unheard(view):
+        if account_id in waiting:
             book["rechecks"].checked += 1
         else:
             edge_wh = _check_closed_periods(book["I5"], view, fact, periods, curves[account_id], calendar)
@@ -503,11 +503,6 @@ def _check_levels(book: _Book, view: AccountView, fact: _Facts, balance_minor: i
         )
     if wanted is Supply.OFF and not levels.exhausted_raised:
         book["I9"].fail(f"account {fact.number}: balance {balance_minor} minor, exhausted was not raised")
-
-
-def _is_unheard(view: AccountView) -> bool:
-    """Tell whether nothing has been posted to an account, nor read: its balance is first judged by its first word."""
-    return view.version == 1 and view.mark_ms is None
 
 
 def _told(view: AccountView, fact: _Facts) -> Supply:

@@ -103,20 +103,23 @@ async def post_days(
 ) -> Posted | None:
     """Close an account's days up to and including `until`; None when there is none to close.
 
-    `view` must have been looked at with step `day`.
+    `view` must have been looked at with step `day`. A month end that was closed unread is settled first: closing
+    further days would bury it.
     """
-    closed = list(close_days(view.checkpoint, view.terms, view.points, until=until, calendar=rules.calendar))
-    if not closed:
+    if view.checkpoint.through > until:
         return None
+    change = _Change(checkpoint=view.checkpoint, anchor=view.points[0], levels=view.levels, cause="close_day")
+    if _may_move_closed_edges(view, None, rules.calendar):
+        change = await _late_change(conn, view, change, None, rules.calendar)
+    closed = list(close_days(change.checkpoint, view.terms, view.points, until=until, calendar=rules.calendar))
     checkpoint = closed[-1][1]
     edge_ms = rules.calendar.midnight_ms(checkpoint.through)
-    anchor = max((point for point in view.points if point.at_ms <= edge_ms), default=view.points[0])
-    change = _Change(
-        journals=tuple(day_journal(usage) for usage, _ in closed),
+    known = [point for point in view.points if point.at_ms <= edge_ms]
+    change = replace(
+        change,
+        journals=(*change.journals, *(day_journal(usage) for usage, _ in closed)),
         checkpoint=checkpoint,
-        anchor=anchor,
-        levels=view.levels,
-        cause="close_day",
+        anchor=max([change.anchor, *known]),
     )
     return await _write(conn, view, change, rules, now_ms)
 
@@ -167,9 +170,8 @@ def silent_over_period_end(view: AccountView, calendar: LocalCalendar) -> bool:
 
 
 def _may_move_closed_edges(view: AccountView, late_since_ms: int | None, calendar: LocalCalendar) -> bool:
-    if len(view.points) > 1 and silent_over_period_end(view, calendar):
-        return True
-    return late_since_ms is not None and late_since_ms < calendar.midnight_ms(view.checkpoint.through)
+    # Any late reading may: one that comes after a closed edge is its new neighbour if nothing was read between.
+    return late_since_ms is not None or (len(view.points) > 1 and silent_over_period_end(view, calendar))
 
 
 async def _late_change(

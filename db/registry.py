@@ -18,7 +18,7 @@ from billing.supply import Mode
 from db.errors import DatabaseError
 from db.named import sql
 from db.orders import PostingRules
-from db.posting import lock_and_look, post_money
+from db.posting import lock_and_look, post_money, post_readings
 from protocols.topics import shard_of
 
 
@@ -140,10 +140,13 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
             raise RegistryError(
                 f"account {account.number}: expected a known tariff, got {account.tariff_id!r}"
             ) from None
+        view = await lock_and_look(conn, account_id, rules)
         if account.opening_credit_minor:
-            view = await lock_and_look(conn, account_id, rules)
             amount_minor = account.opening_credit_minor
             await post_money(conn, view, JournalKind.OPENING, amount_minor, rules=rules, now_ms=now_ms)
+        else:
+            # Without credit the first day's fixed charge is a debt already: alarm and order, not only at a reading.
+            await post_readings(conn, view, late_since_ms=None, rules=rules, now_ms=now_ms)
         return account_id
 
 

@@ -69,5 +69,5 @@ async def _close_range(conn: AsyncConnection, ids: list[int], until: date, rules
         views = await look(conn, ids, rules.calendar, step="day")
         for _, view in sorted(views.items()):
             posted = await post_days(conn, view, until, rules=rules, now_ms=time.time_ns() // 1_000_000)
-            days += len(posted.journal_ids) if posted else 0
+            days += (until - view.checkpoint.through).days + 1 if posted else 0
     return days

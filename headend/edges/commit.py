@@ -30,7 +30,7 @@ from db.posting import lock, lock_free, post_readings
 from db.readings import compare_readings, copy_readings, neighbours
 from headend.pipeline import Held, Plan, place_late
 from headend.state import MeterState
-from protocols.native import ReplyResult
+from protocols.native import OrderKind, ReplyResult
 from protocols.rows import ReadingRow
 
 # What an answer makes of the order it names; `expired` and `stale` leave it to be sent again.
@@ -142,7 +142,8 @@ async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
                 meter_id=meter_id,
                 epoch=reply.epoch,
                 state=state,
-                relay=reply.relay.value if reply.relay else None,
+                # Every reply tells the relay; only an order about the relay is measured by it.
+                relay=reply.relay.value if reply.relay and reply.kind is OrderKind.SUPPLY else None,
             )
 
 

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from billing.calendar import LocalCalendar, to_ms
-from billing.running import Checkpoint, PeriodPosted, Point, Terms, running_balance
+from billing.running import Checkpoint, PeriodPosted, Point, Terms, open_bills, running_balance
 from billing.supply import Levels, Mode, Supply
 from billing.tariff import Tariff, parse_tariff
 from db.named import sql
@@ -91,6 +91,11 @@ class AccountView:
     def balance_minor(self, calendar: LocalCalendar) -> int:
         """Return the running balance at money time."""
         return running_balance(self.checkpoint, self.terms, self.points, calendar)
+
+    def period_energy_wh(self, calendar: LocalCalendar) -> int:
+        """Return the energy of the current period so far, at money time."""
+        bills = open_bills(self.checkpoint, self.terms, self.points, calendar)
+        return bills[max(bills)][0]
 
 
 async def look(

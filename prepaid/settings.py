@@ -70,7 +70,6 @@ class Settings(BaseSettings):
     ack_wait_s: float = Field(
         default=10.0, ge=1, le=300, description="s until an unacknowledged message is delivered again"
     )
-    batch_readings_max: int = Field(default=20_000, ge=1, le=200_000, description="readings in one ingest transaction")
     stale_reading_s: int | None = Field(
         default=None, ge=60, description="s after which a last reading holds a cut-off back; unset: never"
     )

@@ -19,6 +19,7 @@ from vending.sts.tokens import TokenNumber
 
 CREDIT_TOKEN_CLASS = 0
 CURRENCY_ELECTRICITY_SUBCLASS = 4
+_WH_PER_TENTH_KWH = 100
 _E5_DECIMALS = len(str(CURRENCY_STEPS_PER_UNIT)) - 1
 
 
@@ -37,7 +38,8 @@ class Receipt:
 
     Invariants: `balance_after_minor = balance_before_minor + amount_minor`; `restores_with_minor` is 0 exactly when
     supply should be on after the vend. `supply_before` is what the meter last reported, `supply_after` what it
-    should have now.
+    should have now; `energy_wh` is about what the credit that the recharge leaves pays for at
+    this month's rates.
     """
 
     message_id: str
@@ -56,6 +58,7 @@ class Receipt:
     supply_after: Supply
     restores_with_minor: int
     rebate_basis_points: int
+    energy_wh: int
     issued_ms: int
 
     def __post_init__(self) -> None:
@@ -80,6 +83,9 @@ def receipt_lines(receipt: Receipt) -> Iterator[ReceiptLine]:
         yield _money_line("credit", f"Credit on account: {cash}", receipt.balance_after_minor)
     else:
         yield _money_line("arrears_left", f"Arrears left: {cash}", -receipt.balance_after_minor)
+    kwh = receipt.energy_wh // _WH_PER_TENTH_KWH
+    text = f"About {kwh // 10}.{kwh % 10} kWh at this month's rates, before fixed charges"
+    yield ReceiptLine(code="energy", text=text)
     yield _supply_line(receipt)
     yield ReceiptLine(code="token", text=f"Token: {receipt.token.grouped}")
     yield ReceiptLine(code="token_amount", text=f"The token carries: {cash}{format_e5(receipt.token_amount_e5)}")
@@ -114,6 +120,7 @@ def receipt_to_api(receipt: Receipt) -> dict[str, object]:
             "state_after_desired": receipt.supply_after.value,
             **money_to_api("restores_with", receipt.restores_with_minor),
         },
+        "energy_wh": receipt.energy_wh,
         "lines": [_line_to_api(line) for line in receipt_lines(receipt)],
     }
 

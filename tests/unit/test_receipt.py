@@ -29,6 +29,7 @@ RECEIPT = Receipt(
     supply_after=Supply.ON,
     restores_with_minor=0,
     rebate_basis_points=100,
+    energy_wh=87_650,
     issued_ms=1_795_000_000_000,
 )
 
@@ -44,6 +45,7 @@ def test_recharge_of_a_debt_shows_arrears_credit_and_restored_supply() -> None:
         "Recharge received: INR 500.00",
         "Arrears cleared: INR 120.00",
         "Credit on account: INR 380.00",
+        "About 87.6 kWh at this month's rates, before fixed charges",
         "Supply restored: yes, it returns by itself",
         "Token: 1234 5678 9012 3456 7890",
         "The token carries: INR 500.02624",
@@ -57,7 +59,7 @@ def test_recharge_of_a_credit_shows_no_arrears() -> None:
         RECEIPT, balance_before_minor=100, balance_after_minor=50_100, supply_before=Supply.ON, rebate_basis_points=0
     )
     lines = lines_of(receipt)
-    assert list(lines) == ["recharge", "credit", "supply_on", "token", "token_amount"]
+    assert list(lines) == ["recharge", "credit", "energy", "supply_on", "token", "token_amount"]
     assert lines["credit"] == "Credit on account: INR 501.00"
 
 

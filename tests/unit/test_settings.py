@@ -24,7 +24,6 @@ def test_no_variable_gives_the_documented_defaults() -> None:
     assert settings.time_zone == "Asia/Kolkata"
     assert (settings.api_host, settings.api_port) == ("127.0.0.1", 8080)
     assert (settings.lease_s, settings.ack_wait_s) == (10, 10)
-    assert settings.batch_readings_max == 20_000
     assert settings.stale_reading_s is None
     assert settings.close_day_delay_s == 7_200
     assert settings.cut_offs_per_minute_max == 600
@@ -64,7 +63,7 @@ def test_unknown_variable_stops_the_start(name: str, monkeypatch: pytest.MonkeyP
         ("PREPAID_TIME_ZONE", "../etc/passwd", "time_zone: expected an IANA time zone"),
         ("PREPAID_API_PORT", "70000", "api_port"),
         ("PREPAID_LEASE_S", "soon", "lease_s"),
-        ("PREPAID_BATCH_READINGS_MAX", "0", "batch_readings_max"),
+        ("PREPAID_CUT_OFFS_PER_MINUTE_MAX", "0", "cut_offs_per_minute_max"),
         ("PREPAID_LOG_LEVEL", "loud", "log_level"),
         ("PREPAID_VEND_MIN_MINOR", "9000000", "vend_min_minor: expected at most vend_max_minor"),
         ("PREPAID_MQTT_URL", "mqtt://broker:1883", "mqtt_url: expected nats_url beside it"),

@@ -45,10 +45,12 @@ _VEND_EXAMPLE: JsonDict = {
         "restores_with": "0.00",
         "restores_with_minor": 0,
     },
+    "energy_wh": 87_600,
     "lines": [
         {"code": "recharge", "text": "Recharge received: INR 500.00", "amount": "500.00", "amount_minor": 50000},
         {"code": "arrears", "text": "Arrears cleared: INR 120.00", "amount": "120.00", "amount_minor": 12000},
         {"code": "credit", "text": "Credit on account: INR 380.00", "amount": "380.00", "amount_minor": 38000},
+        {"code": "energy", "text": "About 87.6 kWh at this month's rates, before fixed charges"},
         {"code": "supply_restored", "text": "Supply restored: yes, it returns by itself"},
         {"code": "token", "text": f"Token: {_TOKEN_GROUPED}"},
         {"code": "token_amount", "text": "The token carries: INR 500.02624"},
@@ -154,6 +156,7 @@ class VendAnswer(AnswerBody):
     tid: int
     token: TokenOfVend
     supply: SupplyOfVend
+    energy_wh: int = Field(description="about what the credit left by the recharge pays for at this month's rates")
     lines: list[LineOfVend]
 
 

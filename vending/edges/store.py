@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from psycopg import AsyncConnection
 
 from billing.calendar import from_ms
+from billing.estimate import energy_bought_wh
 from billing.journals import JournalKind
 from billing.money import parse_amount
 from billing.supply import restores_with_minor
@@ -279,7 +280,8 @@ async def _sell(conn: AsyncConnection, desk: Desk, vendor: VendorCaller, request
         conn, view, JournalKind.VEND, request.amount_minor, rules=desk.rules, now_ms=now_ms, reason=None
     )
     balance_before_minor = view.balance_minor(desk.rules.calendar)
-    receipt = _receipt(vendor, request, view, sts, issued, posted, balance_before_minor, now_ms)
+    used_wh = view.period_energy_wh(desk.rules.calendar)
+    receipt = _receipt(vendor, request, view, sts, issued, posted, balance_before_minor, used_wh, now_ms)
     return _Sale(receipt=receipt, account_id=view.id, meter_id=meter.id, journal_id=posted.journal_ids[0])
 
 
@@ -291,9 +293,12 @@ def _receipt(
     issued: IssuedToken,
     posted: Posted,
     balance_before_minor: int,
+    used_wh: int,
     now_ms: int,
 ) -> Receipt:
     levels = posted.decision.levels
+    # What clears arrears was used before: only the credit that is left buys energy.
+    credit_minor = min(request.amount_minor, max(0, posted.balance_minor))
     return Receipt(
         message_id=request.message_id,
         vendor=vendor.name,
@@ -311,6 +316,7 @@ def _receipt(
         supply_after=levels.desired,
         restores_with_minor=restores_with_minor(levels, posted.balance_minor),
         rebate_basis_points=view.terms.tariff.rebate_basis_points,
+        energy_wh=energy_bought_wh(view.terms, used_wh=used_wh, credit_minor=credit_minor),
         issued_ms=now_ms,
     )
 

@@ -1,0 +1,63 @@
+"""What a measured figure was measured on: facts of the machine, its load and the disk below a folder.
+
+Stage: beside every benchmark. Reads the system only; never a host name or a user name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def machine_facts() -> dict[str, object]:
+    """Return processor, memory and interpreter, and how busy the machine was before the run."""
+    return {
+        "cpu_model": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+    }
+
+
+def measured_at() -> str:
+    """Return the present instant in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def file_system(folder: Path) -> str:
+    """Return the type of the file system that holds a folder: on one in memory a sync costs nothing."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return "unknown"
+    # A later line covers an earlier one of the same place.
+    holding = [(len(mount[1]), number, mount[2]) for number, mount in enumerate(mounts) if _below(folder, mount[1])]
+    return max(holding)[2] if holding else "unknown"
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Return the processor time a process has used so far; unlike the clock it hardly depends on who else runs."""
+    try:
+        # The second field is a name in brackets that may hold blanks.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    # Fields 14 and 15, user and system time in clock ticks. Source: proc(5).
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _below(folder: Path, place: str) -> bool:
+    return folder.resolve().is_relative_to(place)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown"

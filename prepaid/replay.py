@@ -11,14 +11,14 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 
 from billing.calendar import LocalCalendar, from_ms
 from billing.rating import Lines, total
@@ -29,7 +29,7 @@ from db.readings import ensure_partitions
 from db.registry import NewAccount, NewMeter, add_meter, open_account
 from db.reports import BatchTotals, Bill, accounts_of_meters, batch_totals, bills, count_events, count_lost, look_all
 from headend.edges.close_day import close_day
-from headend.edges.stream import stream_backlog
+from headend.edges.stream import StreamUnavailable, stream_backlog
 from meter_sim.edges.bulk import BulkPublisher
 from meter_sim.recorded import Profile, parse_profile
 from prepaid.preview import curve_of
@@ -52,6 +52,10 @@ REGISTER_STEP_WH = 1_000
 # Rs 1,000,000: more than any home of the recorded files uses in three years.
 ENOUGH_CREDIT_MINOR = 100_000_000
 DRAIN_POLL_S = 0.2
+# A database that was killed is back within a second or two; after 15 s the replay gives up with its error.
+DATABASE_WAITS_S = (1.0, 2.0, 4.0, 8.0)
+
+T = TypeVar("T")
 
 
 class ReplayError(PrepaidError):
@@ -174,17 +178,22 @@ async def replay(
     """Send every reading of the meters, wait until all are settled, close the days, and report."""
     began_s = time.monotonic()
     rules = PostingRules(calendar=calendar)
-    async with await connect(system.parts.database_url, application="prepaid-replay") as conn:
+
+    async def enter(conn: AsyncConnection) -> BatchTotals:
         await _make_partitions(conn, meters)
         await _register(conn, meters, options, rules, progress)
-        before = await batch_totals(conn)
-        sending_s = time.monotonic()
-        sent = await _tended(system, _send_all(system, meters, options, progress))
-        seconds = time.monotonic() - sending_s
+        return await batch_totals(conn)
+
+    async def settle(conn: AsyncConnection) -> ReplayReport:
         until = calendar.day_of(max(meter.curve[-1].at_ms for meter in meters)) - timedelta(days=1)
         closed = await _close(conn, until, rules, progress)
-        report = await _report(conn, meters, calendar, before, sent)
-    report.closed_days = closed
+        return await _report(conn, meters, calendar, before, sent, closed)
+
+    before = await _on_database(system, enter)
+    sending_s = time.monotonic()
+    sent = await _tended(system, _send_all(system, meters, options, progress))
+    seconds = time.monotonic() - sending_s
+    report = await _on_database(system, settle)
     report.seconds = seconds
     report.seconds_total = time.monotonic() - began_s
     return report
@@ -313,10 +322,18 @@ async def _send(system: System, meters: Sequence[ReplayMeter], options: ReplayOp
 async def _await_settled(system: System, progress: Progress) -> None:
     """Wait until no message is left in the stream: each has been committed and acknowledged."""
     most = 0
-    while backlog := await stream_backlog(system.parts.nats_url):
+    while backlog := await _backlog(system):
         most = max(most, backlog)
         progress("messages settled", most - backlog, most)
         await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def _backlog(system: System) -> int:
+    """Count what is left in the stream; while the broker is away that is not nothing."""
+    try:
+        return await stream_backlog(system.parts.nats_url)
+    except StreamUnavailable:
+        return 1
 
 
 async def _send_all(system: System, meters: Sequence[ReplayMeter], options: ReplayOptions, progress: Progress) -> int:
@@ -335,6 +352,20 @@ async def _tended(system: System, work: Coroutine[Any, Any, int]) -> int:
         return working.result()
     finally:
         working.cancel()
+
+
+async def _on_database(system: System, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Do some work that may be done twice; again on a new connection if the database dies under it."""
+    for wait_s in DATABASE_WAITS_S:
+        try:
+            async with await connect(system.parts.database_url, application="prepaid-replay") as conn:
+                return await work(conn)
+        except OperationalError as error:
+            _log.warning("database_away", detail=str(error).strip()[:200], retry_s=wait_s)
+            await asyncio.sleep(wait_s)
+            system.tend()
+    async with await connect(system.parts.database_url, application="prepaid-replay") as conn:
+        return await work(conn)
 
 
 async def _close(conn: AsyncConnection, until: date, rules: PostingRules, progress: Progress) -> int:
@@ -356,6 +387,7 @@ async def _report(
     calendar: LocalCalendar,
     before: BatchTotals,
     sent: int,
+    closed_days: int,
 ) -> ReplayReport:
     ids = await accounts_of_meters(conn, [meter.serial for meter in meters])
     account_ids = [account_id for _, account_id in ids.values()]
@@ -379,7 +411,7 @@ async def _report(
         alarms=alarms,
         cut_offs=cut_offs,
         restores=restores,
-        closed_days=0,
+        closed_days=closed_days,
         seconds=0.0,
         seconds_total=0.0,
         meter_months=_meter_months(meters, ids, billed),

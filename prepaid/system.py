@@ -80,7 +80,8 @@ class System:
     def start(self, name: str) -> None:
         """Start one of ours: `ingest`, `dispatch` or `api`."""
         log_path = self._log_path(name)
-        command = [sys.executable, "-m", "prepaid", name]
+        # -P: a folder named db where the operator stands must not hide our package.
+        command = [sys.executable, "-P", "-m", "prepaid", name]
         child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=self._environment())
         self._processes[name] = _Process(name=name, child=child, started_s=time.monotonic())
 
@@ -97,10 +98,12 @@ class System:
         self._once.add(name)
 
     def tend(self) -> None:
-        """Start again what has died.
+        """Start again what has died, database and broker first.
 
-        Raises: ProcessBroken when one dies again and again as soon as it is started.
+        Raises: ProcessBroken when one of ours dies again and again as soon as it is started; EmbeddedError when a
+            part does not come back.
         """
+        self.parts.revive()
         for process in list(self._processes.values()):
             status = process.child.poll()
             lived_s = time.monotonic() - process.started_s

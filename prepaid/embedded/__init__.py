@@ -34,6 +34,15 @@ class Parts:
     nats_url: str = field(repr=False)
     mqtt_host: str
     mqtt_port: int
+    _servers: tuple[EmbeddedPostgres | EmbeddedNats, ...] = ()
+
+    def revive(self) -> None:
+        """Start again what died of the parts that we run ourselves.
+
+        Raises: EmbeddedError when one does not come back.
+        """
+        for server in self._servers:
+            server.revive()
 
 
 @contextmanager
@@ -44,14 +53,27 @@ def embedded_parts(settings: Settings) -> Iterator[Parts]:
     Raises: EmbeddedError.
     """
     with ExitStack() as stack:
-        database_url = settings.database_url or _postgres(settings, stack).database_url
+        servers: list[EmbeddedPostgres | EmbeddedNats] = []
+        if settings.database_url is None:
+            database = _postgres(settings, stack)
+            servers.append(database)
+            database_url = database.database_url
+        else:
+            database_url = settings.database_url
         if settings.nats_url is None:
             broker = _nats(settings, stack)
+            servers.append(broker)
             nats_url, mqtt_host, mqtt_port = broker.nats_url, broker.mqtt_host, broker.mqtt_port
         else:
             nats_url = settings.nats_url
             mqtt_host, mqtt_port = _mqtt_address(settings.mqtt_url, nats_url=nats_url)
-        yield Parts(database_url=database_url, nats_url=nats_url, mqtt_host=mqtt_host, mqtt_port=mqtt_port)
+        yield Parts(
+            database_url=database_url,
+            nats_url=nats_url,
+            mqtt_host=mqtt_host,
+            mqtt_port=mqtt_port,
+            _servers=tuple(servers),
+        )
 
 
 def _postgres(settings: Settings, stack: ExitStack) -> EmbeddedPostgres:

@@ -155,6 +155,16 @@ class EmbeddedPostgres:
             self._child = None
         self._lock.release()
 
+    def revive(self) -> None:
+        """Start the server again if it died under us, on the same address.
+
+        Raises: EmbeddedError when it does not come back.
+        """
+        if self._child is not None and self._child.poll() is not None:
+            _log.warning("embedded_postgres_died", status=self._child.returncode, folder=str(self._folder))
+            self.kill()
+            self.start()
+
     def await_running(self) -> None:
         """Wait for the server that another process runs on this folder to answer; for a joining process.
 

@@ -135,8 +135,9 @@ def run_demo(settings: Settings, data: Path | None, *, json_output: bool) -> int
         story.tell(None, "PostgreSQL and NATS run as child processes on loopback; the schema is in place.")
         try:
             asyncio.run(_run(system, calendar, story, figures))
-        except (StepMissing, TimeoutError, httpx.HTTPError) as error:
-            failure = f"{type(error).__name__}: {error}"
+        except* (StepMissing, TimeoutError, httpx.HTTPError) as missing:
+            # The fleet's tasks end together, so that errors come as a group.
+            failure = "; ".join(f"{type(error).__name__}: {error}" for error in _leaves(missing))
     seconds = time.monotonic() - began_s
     if json_output:
         console.print_json(
@@ -401,6 +402,14 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARK).write_text("Scratch folder of `prepaid demo`: emptied at its next start.\n")
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return the errors of a group of groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
 
 
 def _require(happened: bool, what: str) -> None:

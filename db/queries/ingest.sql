@@ -109,10 +109,14 @@ on conflict do nothing
 update meter_state set relay = %(relay)s, relay_at = %(at)s
 where meter_id = %(meter_id)s and (relay_at is null or relay_at <= %(at)s) and relay is distinct from %(relay)s
 
--- confirm_order: a meter's answer to the order it names; a stale or contradicting one changes nothing
+-- confirm_order: a meter's answer to the order it names; a stale or contradicting one changes nothing. An order that
+-- is being sent again or superseded just now is not waited for: the meter is asked again and answers again.
 update supply_orders set state = %(state)s, confirmed_at = clock_timestamp()
-where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
-  and (%(state)s <> 'confirmed' or relay is not distinct from %(relay)s)
+where id = (
+    select id from supply_orders
+    where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
+      and (%(state)s <> 'confirmed' or relay is not distinct from %(relay)s)
+    for update skip locked)
 returning account_id
 
 -- partition_days: days that have a partition of readings

@@ -27,13 +27,23 @@ where relay is distinct from 'off' or place <= %(cut_offs_per_minute_max)s
 order by relay is distinct from 'on', id
 limit %(most)s
 
--- send_orders: claim orders for one try, if they are still current; the next try backs off
+-- send_orders: claim orders for one try, if they are still current and nobody is changing them; the next backs off
+with claimed as (
+    select id from supply_orders where id = any(%(ids)s) and state in ('pending', 'sent')
+    order by id for update skip locked
+)
 update supply_orders o set state = 'sent', attempts = o.attempts + 1,
     next_try_at = clock_timestamp() + least(%(backoff_s_max)s, %(backoff_s_first)s * power(2, least(o.attempts, 20)))
                   * (0.75 + random() / 2) * interval '1 second'
-from meters m
-where m.id = o.meter_id and o.id = any(%(ids)s) and o.state in ('pending', 'sent')
+from claimed c, meters m
+where o.id = c.id and m.id = o.meter_id
 returning o.id, m.serial, o.kind, o.epoch, o.relay, o.level, o.balance_minor, o.threshold_minor
 
--- mark_published: orders that have left for their meters
-update supply_orders set published_at = clock_timestamp() where id = any(%(ids)s) and published_at is null
+-- mark_published: note when orders left for their meters; those that somebody is changing are noted later
+with free as (
+    select o.id, p.at from supply_orders o
+    join unnest(%(ids)s::bigint[], %(ats)s::timestamptz[]) as p(id, at) on p.id = o.id
+    order by o.id for update of o skip locked
+)
+update supply_orders o set published_at = coalesce(o.published_at, f.at) from free f where o.id = f.id
+returning o.id

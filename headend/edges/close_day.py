@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from psycopg import AsyncConnection
+from psycopg.errors import DeadlockDetected
 
 from db.accounts import look
 from db.named import sql
@@ -24,6 +25,9 @@ from db.readings import ensure_partitions, partition_span
 # A range is one transaction: 100 accounts with a day each are some 800 short statements, 0.1 s, for which a vend on
 # one of them would wait.
 ACCOUNTS_PER_RANGE = 100
+# A batch that stores relay reports of the same meters can stand across a range; five times in a row it does not.
+DEADLOCKS_MAX = 5
+DEADLOCK_WAIT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ async def close_day(
         ids = [row[0] for row in await cursor.fetchall()]
         if not ids:
             break
-        days += await _close_range(conn, ids, until, rules)
+        days += await _close_range_again(conn, ids, until, rules)
         accounts += len(ids)
         after = ids[-1]
         if progress:
@@ -60,6 +64,16 @@ async def close_day(
     await conn.execute(sql("trim_feed"))
     await ensure_partitions(conn, partition_span(datetime.now(UTC).date()))
     return ClosedDays(accounts=accounts, days=days)
+
+
+async def _close_range_again(conn: AsyncConnection, ids: list[int], until: date, rules: PostingRules) -> int:
+    """Close a range; once more when the database ended it to resolve a deadlock."""
+    for _ in range(DEADLOCKS_MAX):
+        try:
+            return await _close_range(conn, ids, until, rules)
+        except DeadlockDetected:
+            await asyncio.sleep(DEADLOCK_WAIT_S)
+    return await _close_range(conn, ids, until, rules)
 
 
 async def _close_range(conn: AsyncConnection, ids: list[int], until: date, rules: PostingRules) -> int:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import nats
@@ -34,6 +35,8 @@ _log = structlog.get_logger("dispatch")
 
 # A woken dispatcher is at work in milliseconds; without a wake-up it looks this often, 10 times within a 2 s retry.
 POLL_S = 0.2
+# After an outage of database or broker, or a deadlock, the next try comes this soon.
+RETRY_S = 0.5
 # Shards of a dispatcher that died are looked for this often.
 TAKE_EVERY_S = 1.0
 # A meter answers within a second when it can be reached; then 2, 4, 8 s ... up to 5 minutes for one that is away.
@@ -94,6 +97,7 @@ class Dispatcher:
         self._owner = Owner(role="dispatch", name=name, lease_s=settings.lease_s)
         self._leases: dict[int, Lease] = {}
         self._take_at_s = 0.0
+        self._unmarked: dict[int, datetime] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dispatch until `stop` is set; outages of database and broker are waited out."""
@@ -160,9 +164,19 @@ class Dispatcher:
             await port.send(serial, _payload(order_id, *fields))
         if rows:
             await port.flush()
-            await conn.execute(sql("mark_published"), {"ids": [row[0] for row in rows]})
+            left_at = datetime.now(UTC)
+            self._unmarked |= {row[0]: left_at for row in rows}
             _log.info("orders_published", orders=len(rows))
+        await self._mark_published(conn)
         return len(rows)
+
+    async def _mark_published(self, conn: AsyncConnection) -> None:
+        """Note when orders left. Rows are never waited for, so that no deadlock can end a dispatcher's round."""
+        if self._unmarked:
+            parameters = {"ids": list(self._unmarked), "ats": list(self._unmarked.values())}
+            cursor = await conn.execute(sql("mark_published"), parameters)
+            for (order_id,) in await cursor.fetchall():
+                del self._unmarked[order_id]
 
 
 async def _claim(conn: AsyncConnection, ids: Sequence[int]) -> list[tuple[Any, ...]]:

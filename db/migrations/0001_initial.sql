@@ -281,6 +281,8 @@ create table supply_orders (
     attempts integer not null default 0,
     created_at timestamptz not null default clock_timestamp(),
     next_try_at timestamptz not null default '-infinity',
+    -- First claimed by a dispatcher, and first seen to have left it.
+    sent_at timestamptz,
     published_at timestamptz,
     confirmed_at timestamptz,
     unique (meter_id, epoch),
@@ -289,7 +291,7 @@ create table supply_orders (
 create unique index one_open_order on supply_orders (meter_id, kind) where state in ('pending', 'held', 'sent');
 create index orders_due on supply_orders (shard, next_try_at) where state in ('pending', 'sent');
 -- The dispatcher counts the cut-offs of the last minute before it sends more.
-create index cut_offs_published on supply_orders (published_at) where relay = 'off';
+create index cut_offs_sent on supply_orders (sent_at) where relay = 'off';
 
 create table notices (
     id bigint generated always as identity primary key,

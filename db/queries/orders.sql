@@ -15,7 +15,7 @@ cut as (
     from supply_orders o
     join accounts a on a.id = o.account_id
     join usage_points u on u.id = a.usage_point_id
-    where o.relay = 'off' and o.published_at > clock_timestamp() - interval '1 minute'
+    where o.relay = 'off' and o.sent_at > clock_timestamp() - interval '1 minute'
     group by u.area
 ),
 ranked as (
@@ -33,6 +33,7 @@ with claimed as (
     order by id for update skip locked
 )
 update supply_orders o set state = 'sent', attempts = o.attempts + 1,
+    sent_at = coalesce(o.sent_at, clock_timestamp()),
     next_try_at = clock_timestamp() + least(%(backoff_s_max)s, %(backoff_s_first)s * power(2, least(o.attempts, 20)))
                   * (0.75 + random() / 2) * interval '1 second'
 from claimed c, meters m

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from psycopg import AsyncConnection
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, period_of
 from billing.running import begin, follow
 from db.accounts import AccountView, look
 from db.leases import Lease
@@ -95,7 +95,12 @@ class StateCache:
 
     def _needs_look(self, account_id: int) -> bool:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
-        return state is not None and state.account.needs_look(self._calendar)
+        if state is None:
+            return False
+        # A period end was closed as unread while the reading that tells about it was on its way.
+        edge_ms = self._calendar.midnight_ms(period_of(state.account.checkpoint.through))
+        read_since = state.account.silent and state.mark_ms >= edge_ms
+        return read_since or state.account.needs_look(self._calendar)
 
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:

@@ -26,7 +26,7 @@ from db.batches import (
 from db.leases import Lease, Owner, fence
 from db.named import sql
 from db.orders import PostingRules
-from db.posting import lock, lock_free, post_readings
+from db.posting import lock_free, post_readings
 from db.readings import compare_readings, copy_readings, neighbours
 from headend.pipeline import Held, Plan, place_late
 from headend.state import MeterState
@@ -80,11 +80,8 @@ async def settle_account(conn: AsyncConnection, account_id: int, *, rules: Posti
 
 
 async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
-    if not made.segments:
-        return
-    meter_ids = {segment.meter_id for segment in made.segments}
-    accounts = [s.account.id for s in made.states.values() if s.meter_id in meter_ids]
-    await lock(conn, accounts)
+    """Write where registers rolled over. No account is locked for it: segments and readings commit together, and
+    whoever looks reads both in one snapshot."""
     for segment in made.segments:
         await add_segment(
             conn,

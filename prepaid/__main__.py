@@ -25,6 +25,7 @@ from prepaid import console
 from prepaid.bench_commands import bench_app
 from prepaid.processes import calendar_of
 from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.sts_commands import sts_app
 from prepaid.system import running_system
 
 app = typer.Typer(
@@ -35,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 bill_app = typer.Typer(help="Bills.", no_args_is_help=True)
-sts_app = typer.Typer(help="STS tokens (IEC 62055-41).", no_args_is_help=True)
 meters_app = typer.Typer(help="Meters.", no_args_is_help=True)
 accounts_app = typer.Typer(help="Accounts.", no_args_is_help=True)
 vendors_app = typer.Typer(help="Vendors and their API keys.", no_args_is_help=True)
@@ -246,36 +246,6 @@ def preview(
         return
     for bill in bills:
         console.print_lines(f"{bill.period:%Y-%m}  {bill.energy_wh / 1000:.3f} kWh", bill.lines)
-
-
-@sts_app.command()
-def check(
-    file: Annotated[Path, typer.Argument(help="A vector file, one JSON case a line.")], json_output: Json = False
-) -> None:
-    """Run a file of STS test vectors; status 1 if any failed."""
-    from vending.sts.check import check_vectors
-
-    with file.open(encoding="utf-8") as lines:
-        result = check_vectors(lines)
-    if json_output:
-        console.print_json(
-            {
-                "passed": result.passed,
-                "failed": result.failed,
-                "skipped": result.skipped,
-                "skipped_by_reason": dict(result.skipped_by_reason),
-                "failures": [str(detail) for detail in result.details if detail.verdict == "failed"],
-            }
-        )
-    else:
-        for reason, number in result.skipped_by_reason.items():
-            console.out.print(f"skipped {number}: {reason}", markup=False)
-        for detail in result.details:
-            if detail.verdict == "failed":
-                console.out.print(str(detail), markup=False)
-        console.out.print(f"passed {result.passed}, failed {result.failed}, skipped {result.skipped}")
-    if result.failed:
-        sys.exit(1)
 
 
 @meters_app.command(name="import")

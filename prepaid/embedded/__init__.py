@@ -34,7 +34,7 @@ class Parts:
     nats_url: str = field(repr=False)
     mqtt_host: str
     mqtt_port: int
-    _servers: tuple[EmbeddedPostgres | EmbeddedNats, ...] = ()
+    _servers: tuple[EmbeddedPostgres | EmbeddedNats, ...] = field(default=(), repr=False, compare=False)
 
     def revive(self) -> None:
         """Start again what died of the parts that we run ourselves.

@@ -13,20 +13,27 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from enum import StrEnum
 
-from vending.sts.check_cases import CaseBroken, CaseInputs, CaseSkipped, Computed, compute_case
+from vending.sts.check_cases import read_case
+from vending.sts.check_inputs import CaseBroken, CaseInputs, CaseSkipped, ComputedField, DecimalDigits, Reading
+from vending.sts.check_tokens import NEEDS_TABLES
 from vending.sts.errors import (
     StsError,
     UnsupportedCipher,
     UnsupportedKeyDerivation,
     UnsupportedToken,
 )
+from vending.sts.sta import StaTables
+from vending.sts.sta_tables import parse_sta_tables
 
 # The longest case of the published files, a key change set, has 900 characters.
 LINE_CHARS_MAX = 65_536
 _TEXT_CHARS_SHOWN = 60
 _HEXADECIMAL = re.compile("[0-9A-Fa-f]{1,64}")
-# Keys, and the one form of a token that is not cut to its last four digits.
-_HIDDEN_FIELDS = frozenset({"decoder_key", "hex66"})
+# Keys, what may hold parts of them, and the one form of a token that is not cut to its last four digits.
+_HIDDEN_FIELDS = frozenset(
+    {"decoderkey", "olddecoderkey", "newdecoderkey", "hex66", "block64", "field44", "nkho", "nklo", "nkmo1", "nkmo2"}
+)
+_SET_NAMES = ("1st", "2nd", "3rd", "4th")
 
 
 class Verdict(StrEnum):
@@ -58,13 +65,14 @@ class CheckResult:
     """The outcome of a vector file.
 
     Invariants: every line that is not blank is in exactly one count; `details` has each failed and skipped
-    case in file order.
+    case in file order, and `notes` each passed one that can be read in more ways than one, with the way it holds.
     """
 
     passed: int
     failed: int
     skipped: int
     details: tuple[CheckDetail, ...]
+    notes: tuple[CheckDetail, ...] = ()
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
@@ -72,17 +80,24 @@ class CheckResult:
         return dict(Counter(each.reason for each in self.details if each.verdict is Verdict.SKIPPED))
 
 
-def check_vectors(lines: Iterable[str]) -> CheckResult:
-    """Check every case; a malformed line counts as failed, a blank one not at all."""
+def check_vectors(lines: Iterable[str], *, ea07_tables: str | None = None) -> CheckResult:
+    """Check every case; a malformed line counts as failed, a blank one not at all.
+
+    `ea07_tables` is the text of an operator's tables file; without it the IEC sample tables serve, and an EA07
+    token that they do not give is skipped: the tables of its source may be others.
+    Raises: InvalidCipherTables.
+    """
+    tables = None if ea07_tables is None else parse_sta_tables(ea07_tables)
     counts: Counter[Verdict] = Counter()
-    details = []
+    details: list[CheckDetail] = []
+    notes: list[CheckDetail] = []
     for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        algorithm, verdict, reason = _check_line(line)
+        algorithm, verdict, reason = _check_line(line, tables)
         counts[verdict] += 1
-        if verdict is not Verdict.PASSED:
-            details.append(
+        if reason:
+            (notes if verdict is Verdict.PASSED else details).append(
                 CheckDetail(
                     line=line_number,
                     algorithm=_printable(algorithm),
@@ -95,6 +110,7 @@ def check_vectors(lines: Iterable[str]) -> CheckResult:
         failed=counts[Verdict.FAILED],
         skipped=counts[Verdict.SKIPPED],
         details=tuple(details),
+        notes=tuple(notes),
     )
 
 
@@ -103,22 +119,27 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _check_line(line: str) -> tuple[str, Verdict, str]:
+def _check_line(line: str, tables: StaTables | None) -> tuple[str, Verdict, str]:
     try:
         algorithm, inputs, expected = _parse_case(line)
     except ValueError as error:
         return "(unreadable)", Verdict.FAILED, f"malformed line: {error}"
     shown = algorithm[:_TEXT_CHARS_SHOWN]
     try:
-        computed = compute_case(algorithm, CaseInputs(inputs))
+        readings = read_case(algorithm, CaseInputs(inputs), expected=expected, ea07_tables=tables)
     except (CaseSkipped, UnsupportedCipher, UnsupportedKeyDerivation, UnsupportedToken) as reason:
         return shown, Verdict.SKIPPED, str(reason)
     except CaseBroken as reason:
         return shown, Verdict.FAILED, str(reason)
     except StsError as error:
         return shown, Verdict.FAILED, f"{error.code}: {error}"
-    verdict, why = _compare(algorithm, expected, computed)
-    return shown, verdict, why
+    compared = [(reading, *_compare(algorithm, expected, reading)) for reading in readings]
+    for reading, verdict, _ in compared:
+        if verdict is Verdict.PASSED:
+            return shown, verdict, reading.note
+    # With several readings none of which holds, the report says what each of them gives.
+    whys = [f"{reading.note}: {why}" if reading.note else why for reading, _, why in compared]
+    return shown, compared[0][1], "; ".join(whys if compared[0][1] is Verdict.FAILED else whys[:1])
 
 
 def _parse_case(line: str) -> tuple[str, dict[str, object], dict[str, object]]:
@@ -145,17 +166,21 @@ def _unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
-def _compare(algorithm: str, expected: dict[str, object], computed: Computed) -> tuple[Verdict, str]:
+def _compare(algorithm: str, expected: dict[str, object], reading: Reading) -> tuple[Verdict, str]:
     # A negative case names the digit that must not come out.
     unwanted = int if algorithm == "Luhn mod 10 negative" else None
-    unknown = [name for name in expected if name not in computed]
-    wrong = [
-        _difference(name, wanted, computed[name])
-        for name, wanted in expected.items()
-        if name in computed and _agrees(wanted, computed[name]) is (type(wanted) is unwanted)
-    ]
+    computed = {_plain_name(name): value for name, value in reading.computed.items()}
+    known = {name: wanted for name, wanted in expected.items() if _plain_name(name) in computed}
+    wrong = {
+        name: _difference(name, wanted, computed[_plain_name(name)])
+        for name, wanted in known.items()
+        if _agrees(wanted, computed[_plain_name(name)]) is (type(wanted) is unwanted)
+    }
+    if wrong and wrong.keys() <= reading.unsure:
+        return Verdict.SKIPPED, NEEDS_TABLES
     if wrong:
-        return Verdict.FAILED, "; ".join(wrong)
+        return Verdict.FAILED, "; ".join(wrong.values())
+    unknown = [name for name in expected if name not in known]
     if unknown:
         return Verdict.SKIPPED, f"expected field not computed here: {', '.join(unknown)[:_TEXT_CHARS_SHOWN]}"
     if not expected:
@@ -163,16 +188,36 @@ def _compare(algorithm: str, expected: dict[str, object], computed: Computed) ->
     return Verdict.PASSED, ""
 
 
-def _agrees(wanted: object, got: int | bool | str | Decimal) -> bool:
+def _plain_name(name: str) -> str:
+    """Return a field's name as compared: sources write KENHO, kenho and ken_ho for one field."""
+    return name.lower().replace("_", "")
+
+
+def _agrees(wanted: object, got: ComputedField) -> bool:
+    if isinstance(got, tuple):
+        return _agrees_as_set(wanted, got)
     if isinstance(got, bool) or isinstance(wanted, bool):
         return got is wanted
     if isinstance(got, Decimal):
         return _agrees_as_printed(wanted, got)
+    if isinstance(got, DecimalDigits):
+        digits = str(wanted) if isinstance(wanted, int | str) else ""
+        return bool(re.fullmatch("[0-9]{1,8}", digits)) and int(digits) == int(got)
     if isinstance(got, str):
         return isinstance(wanted, str) and wanted.replace(" ", "") == got
     if isinstance(wanted, int):
         return wanted == got
     return isinstance(wanted, str) and bool(_HEXADECIMAL.fullmatch(wanted)) and int(wanted, 16) == got
+
+
+def _agrees_as_set(wanted: object, got: tuple[str, ...]) -> bool:
+    """Compare the tokens that are told, by name or in order; a source may print the first of a set only."""
+    if isinstance(wanted, list):
+        wanted = dict(zip(_SET_NAMES, wanted, strict=False)) if len(wanted) <= len(got) else None
+    if not isinstance(wanted, dict) or not wanted:
+        return False
+    computed = dict(zip(_SET_NAMES, got, strict=False))
+    return all(name in computed and _agrees(told, computed[name]) for name, told in wanted.items())
 
 
 def _agrees_as_printed(wanted: object, got: Decimal) -> bool:
@@ -186,10 +231,12 @@ def _agrees_as_printed(wanted: object, got: Decimal) -> bool:
         return False
 
 
-def _difference(name: str, wanted: object, got: int | bool | str | Decimal) -> str:
+def _difference(name: str, wanted: object, got: ComputedField) -> str:
     shown = name[:_TEXT_CHARS_SHOWN]
-    if name in _HIDDEN_FIELDS:
+    if _plain_name(name) in _HIDDEN_FIELDS:
         return f"{shown}: expected another than the one computed"
+    if isinstance(got, tuple):
+        return f"{shown}: expected others than {', '.join(f'...{each[-4:]}' for each in got)}"
     if isinstance(got, str):
         return f"{shown}: expected ...{str(wanted)[-4:]}, got ...{got[-4:]}"
     if isinstance(wanted, str) and isinstance(got, int):

@@ -6,33 +6,32 @@ from them, by the file's own field names. Never: a verdict (see check), files.
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Context, Decimal
 
-from vending.sts.amounts import CurrencyField, encode_unit_amount
+from vending.sts.check_fields import clear_fields, encrypted_fields
+from vending.sts.check_inputs import Case, CaseBroken, CaseInputs, CaseSkipped, Computed, Reading
+from vending.sts.check_key_change import read_key_change
+from vending.sts.check_tokens import (
+    NEEDS_TABLES,
+    TokenKind,
+    given_decoder_key,
+    hangs_on_tables,
+    read_derived,
+    read_given_key,
+)
 from vending.sts.identity import (
-    BaseDate,
     EncryptionAlgorithm,
-    KeyDerivation,
     KeyType,
-    MeterKeyRecord,
-    MeterPan,
     control_block,
     is_luhn_valid,
     luhn_check_digit,
     pan_block,
     split_pan,
 )
-from vending.sts.keys import DecoderKey, derive_decoder_key
 from vending.sts.misty1 import Misty1
+from vending.sts.sta import StaTables
 from vending.sts.tid import is_key_expired, tid_at
 from vending.sts.tokens import (
-    CreditService,
-    CurrencyCredit,
     DisplayTest,
-    Token,
-    TokenNumber,
-    UnitCredit,
     bits66_of,
     crc16,
     crc_of,
@@ -43,163 +42,75 @@ from vending.sts.tokens import (
     seal_frame,
 )
 
-# A number is compared as a number, text as 20 digits, a Decimal to the digits its source prints.
-Computed = dict[str, int | bool | str | Decimal]
+__all__ = ["CaseBroken", "CaseInputs", "CaseSkipped", "Computed", "compute_case", "read_case"]
 
-_CREDIT_NAME = re.compile(r"class(0)/([0-7])(?: currency)? DKGA(\d\d) EA(\d\d)")
+_KIND = r"class([0-2])/(\d{1,2})(?: currency)? "
+_DERIVED_NAME = re.compile(_KIND + r"DKGA(\d\d) EA(\d\d)")
+_GIVEN_KEY_NAME = re.compile(
+    rf"(?:{_KIND})?(?:DKGA\d\d )?EA(07|11) (?:from decoder key|with given decoder key|SAMPLE tables)(?: .{{0,80}})?"
+)
+_KEY_CHANGE_NAME = re.compile(r"class2 key change set DKGA(\d\d) EA(\d\d)(?: SAMPLE tables)?")
 _CLEAR_NAME = re.compile(r"class(1)/([0-2])(?: extended read)? \(not encrypted\)")
-
-
-class CaseSkipped(Exception):
-    """The case cannot be checked here; its text is the reason."""
-
-
-class CaseBroken(Exception):
-    """An input is there and cannot be what its name says; its text says which."""
-
-
-class CaseInputs:
-    """The inputs of one case, read by the form their name promises.
-
-    Invariants: an absent input raises CaseSkipped, one of a wrong form CaseBroken; no message repeats the
-    content of an input, since some are keys.
-    """
-
-    def __init__(self, inputs: Mapping[str, object]) -> None:
-        self._inputs = inputs
-
-    def has(self, name: str) -> bool:
-        """Tell whether the input is given."""
-        return self._inputs.get(name) is not None
-
-    def text(self, name: str, pattern: str) -> str:
-        """Return an input that matches the pattern as a whole; a JSON number counts as its digits."""
-        if not self.has(name):
-            raise CaseSkipped(f"incomplete: input {name} is missing")
-        raw = self._inputs[name]
-        text = str(raw) if isinstance(raw, str | int | float) and not isinstance(raw, bool) else ""
-        if not re.fullmatch(pattern, text, re.ASCII):
-            raise CaseBroken(f"input {name} is not of the form {pattern}")
-        return text
-
-    def number(self, name: str) -> int:
-        """Return a decimal whole number."""
-        return int(self.text(name, r"\d{1,20}"))
-
-    def amount(self, name: str) -> Decimal:
-        """Return a decimal number of bounded length."""
-        return Decimal(self.text(name, r"-?\d{1,40}(\.\d{1,20})?"))
-
-    def hexadecimal(self, name: str, digits_max: int) -> int:
-        """Return a hexadecimal number of bounded length."""
-        return int(self.text(name, rf"[0-9A-Fa-f]{{1,{digits_max}}}"), 16)
-
-    def octets(self, name: str, count: int) -> bytes:
-        """Return exactly so many bytes of hexadecimal text."""
-        return bytes.fromhex(self.text(name, rf"[0-9A-Fa-f]{{{2 * count}}}"))
-
-    def token(self) -> TokenNumber:
-        """Return the token, with or without the blanks of its print."""
-        return TokenNumber(self.text("token", r"[0-9 ]{20,30}").replace(" ", ""))
-
-    def base_date(self) -> BaseDate:
-        """Return the base date from its two-digit code."""
-        return BaseDate(self.text("bdt", "93|14|35"))
-
-    def issued_at(self) -> datetime:
-        """Return the issue time; without a zone it is the clock TIDs count by."""
-        try:
-            issued_at = datetime.fromisoformat(self.text("issue_time", r"[0-9TZ:.+ -]{10,40}"))
-            return issued_at.astimezone(UTC) if issued_at.tzinfo else issued_at.replace(tzinfo=UTC)
-        except (ValueError, OverflowError) as error:
-            raise CaseBroken("input issue_time is not an ISO 8601 time") from error
-
-    def agree(self, name: str, told: int) -> None:
-        """Refuse an input that contradicts the algorithm's name; it may be absent."""
-        if self.has(name) and self.number(name) != told:
-            raise CaseBroken(f"input {name} contradicts the algorithm's name: expected {told}")
+# What an opened token says without its cipher.
+_CLEAR_FIELDS = frozenset({"class", "hex66"})
 
 
 def compute_case(algorithm: str, inputs: CaseInputs) -> Computed:
-    """Compute every field of a case.
+    """Compute every field of a case, read in the first way where there are several.
 
     Raises: CaseSkipped, CaseBroken, or the StsError of the computation itself.
     """
-    if match := _CREDIT_NAME.fullmatch(algorithm):
-        return _compute_credit(inputs, *(int(part) for part in match.groups()))
-    if match := _CLEAR_NAME.fullmatch(algorithm):
-        return _compute_clear(inputs, int(match.group(2)))
-    if algorithm.startswith("decode "):
-        return _compute_decode(algorithm, inputs)
-    if compute := _BY_NAME.get(algorithm):
-        return compute(inputs)
-    raise CaseSkipped(_reason_to_skip(algorithm))
+    return read_case(algorithm, inputs)[0].computed
 
 
-def _reason_to_skip(algorithm: str) -> str:
-    if "EA07" in algorithm:
-        return "EA07 is not implemented"
-    if "key change" in algorithm:
-        return "key change sets are not implemented"
-    if algorithm.startswith("class2/"):
-        return "class 2 tokens are not implemented"
-    return "this algorithm is not known here"
+def read_case(
+    algorithm: str,
+    inputs: CaseInputs,
+    *,
+    expected: Mapping[str, object] | None = None,
+    ea07_tables: StaTables | None = None,
+) -> tuple[Reading, ...]:
+    """Return what comes out of a case, in each way it can be read; the likelier way first.
 
-
-def _compute_credit(inputs: CaseInputs, token_class: int, subclass: int, dkga: int, ea: int) -> Computed:
-    for name, told in (("class", token_class), ("subclass", subclass), ("dkga", dkga), ("ea", ea)):
-        inputs.agree(name, told)
-    if ea != 11:
-        raise CaseSkipped(f"EA{ea:02d} is not implemented")
-    if dkga != 4:
-        raise CaseSkipped(f"DKGA{dkga:02d} is not implemented")
-    meter = _meter_record(inputs)
-    decoder_key = derive_decoder_key(inputs.octets("vk", 20), meter)
-    tid = tid_at(inputs.issued_at(), meter.base_date)
-    computed: Computed = {"decoder_key": int.from_bytes(decoder_key.key, "big"), "tid": tid}
-    token: Token
-    if is_currency_subclass(token_class, subclass):
-        amount = inputs.amount("currency_amount")
-        # The vectors give whole units of the currency; the field counts steps of 10^-5 of one.
-        field = CurrencyField.encode(_steps_up(amount, decimals=5))
-        computed |= {"sign_exp_nibble": field.sign_exponent, "payload16": field.amount16}
-        computed["source_amount"] = amount
-        token = CurrencyCredit(service=CreditService(subclass - 4), tid=tid, amount=field)
-    else:
-        amount16 = encode_unit_amount(_steps_up(inputs.amount("units"), decimals=1))
-        computed["payload16"] = amount16
-        token = UnitCredit(service=CreditService(subclass), rnd=inputs.number("rnd"), tid=tid, amount16=amount16)
-    computed["token"] = encode_token(token, decoder_key).digits
-    return computed
-
-
-def _steps_up(amount: Decimal, *, decimals: int) -> int:
-    """Return an amount in steps of so many decimal places.
-
-    Rounds: up, so a credit finer than a step grows and a debit shrinks.
+    `expected` is looked at only where a case gives a token and its key in place of the contents.
+    Raises: CaseSkipped, CaseBroken, or the StsError of the computation itself.
     """
-    # 70 digits hold any accepted input (40 before the point, 20 after it), so only the last step rounds.
-    return int(amount.scaleb(decimals, Context(prec=70)).to_integral_value(ROUND_CEILING))
+    case = Case(algorithm=algorithm, inputs=inputs, expected=expected or {}, ea07_tables=ea07_tables)
+    if match := _DERIVED_NAME.fullmatch(algorithm):
+        token_class, subclass, dkga, ea = match.groups()
+        return read_derived(case, _kind(inputs, token_class, subclass, ea), dkga)
+    if match := _KEY_CHANGE_NAME.fullmatch(algorithm):
+        return read_key_change(case, match.group(1), _cipher_of(match.group(2)))
+    if match := _GIVEN_KEY_NAME.fullmatch(algorithm):
+        token_class, subclass, ea = match.groups()
+        return read_given_key(case, _kind(inputs, token_class, subclass, ea))
+    if match := _CLEAR_NAME.fullmatch(algorithm):
+        return (Reading(computed=_compute_clear(inputs, int(match.group(2)))),)
+    if algorithm.startswith("decode "):
+        return (_decode_reading(case),)
+    if compute := _BY_NAME.get(algorithm):
+        return (Reading(computed=compute(inputs)),)
+    raise CaseSkipped("this algorithm is not known here")
 
 
-def _meter_record(inputs: CaseInputs) -> MeterKeyRecord:
-    kt = int(inputs.text("kt", "[0-3]"))
-    if kt not in (KeyType.DEFAULT, KeyType.UNIQUE):
-        raise CaseSkipped(f"DKGA04 is not implemented for key type {kt}")
-    pan = MeterPan.parse(inputs.text("pan", r"\d{18}"))
-    return MeterKeyRecord(
-        iin=pan.iin,
-        drn=pan.drn,
-        ea=EncryptionAlgorithm.MISTY1,
-        dkga=KeyDerivation.HMAC_SHA256,
-        sgc=inputs.text("sgc", r"\d{6}"),
-        kt=KeyType(kt),
-        krn=inputs.number("krn"),
-        tariff_index=inputs.number("ti"),
-        # The digits of a token do not depend on the expiry number; the vectors that test it are named so.
-        ken=inputs.number("ken") if inputs.has("ken") else 255,
-        base_date=inputs.base_date(),
-    )
+def _kind(inputs: CaseInputs, token_class: str | None, subclass: str | None, ea: str) -> TokenKind:
+    """Return what the name says of the token, and by the inputs where the name is silent."""
+    class_number = int(token_class) if token_class is not None else int(inputs.text("class", "[0-2]"))
+    subclass_number = int(subclass) if subclass is not None else inputs.number("subclass")
+    if class_number == 1:
+        raise CaseSkipped("class 1 is not encrypted, so it has no key to check")
+    if subclass_number > 15:
+        raise CaseSkipped("this algorithm is not known here")
+    for name, told in (("class", class_number), ("subclass", subclass_number), ("ea", int(ea))):
+        inputs.agree(name, told)
+    return TokenKind(token_class=class_number, subclass=subclass_number, ea=_cipher_of(ea))
+
+
+def _cipher_of(ea: str) -> EncryptionAlgorithm:
+    try:
+        return EncryptionAlgorithm(ea)
+    except ValueError:
+        raise CaseSkipped(f"EA{ea[:2]} is not implemented") from None
 
 
 def _compute_clear(inputs: CaseInputs, subclass: int) -> Computed:
@@ -220,31 +131,35 @@ def _compute_clear(inputs: CaseInputs, subclass: int) -> Computed:
     return {"token": encode_token(token, None).digits}
 
 
-def _compute_decode(algorithm: str, inputs: CaseInputs) -> Computed:
-    number = inputs.token()
-    computed = _compute_form(inputs)
-    if computed["class"] == 2:
-        raise CaseSkipped("class 2 tokens are not implemented")
-    frame = open_frame(number, _decoder_key(algorithm, inputs) if computed["class"] == 0 else None)
-    body = frame.field44
-    computed |= {"subclass": frame.subclass, "field44": body, "crc": frame.crc, "crc_ok": frame.crc_ok}
-    if frame.token_class == 0:
-        head = "sign_exp_nibble" if is_currency_subclass(0, frame.subclass) else "rnd"
-        computed |= {head: body >> 40, "tid": body >> 16 & 0xFFFFFF, "payload16": body & 0xFFFF}
-    elif frame.subclass == 0:
-        computed |= {"control36": body >> 8, "mfrcode": body & 0xFF}
-    elif frame.subclass == 1:
-        computed |= {"control28": body >> 16, "mfrcode": body & 0xFFFF}
-    elif frame.subclass == 2:
-        computed["index"] = body >> 38
-    return computed
+def _decode_reading(case: Case) -> Reading:
+    number = case.inputs.token()
+    computed = _compute_form(case.inputs)
+    if computed["class"] in (0, 2):
+        ea = _decode_cipher(case)
+        frame = open_frame(number, given_decoder_key(case, ea))
+        if not frame.crc_ok and hangs_on_tables(case, ea):
+            raise CaseSkipped(NEEDS_TABLES)
+        more = encrypted_fields(frame, ea)
+    else:
+        frame = open_frame(number, None)
+        more = clear_fields(frame)
+    computed |= {"subclass": frame.subclass, "field44": frame.field44, "crc": frame.crc, "crc_ok": frame.crc_ok}
+    computed["block64"] = frame.subclass << 60 | frame.field44 << 16 | frame.crc
+    return Reading(computed=computed | more)
 
 
-def _decoder_key(algorithm: str, inputs: CaseInputs) -> DecoderKey:
-    if "EA07" in algorithm or (inputs.has("ea") and inputs.number("ea") == 7):
-        raise CaseSkipped("EA07 is not implemented")
-    inputs.agree("ea", 11)
-    return DecoderKey(ea=EncryptionAlgorithm.MISTY1, key=inputs.octets("decoder_key", 16))
+def _decode_cipher(case: Case) -> EncryptionAlgorithm:
+    """Return the cipher by the input, else by the name, else by the length of the key."""
+    named = re.search(r"EA(\d\d)", case.algorithm)
+    if case.inputs.has("ea"):
+        ea = _cipher_of(f"{case.inputs.number('ea'):02d}")
+        if named and named.group(1) != ea:
+            raise CaseBroken(f"input ea contradicts the algorithm's name: expected {named.group(1)}")
+        return ea
+    if named:
+        return _cipher_of(named.group(1))
+    key = case.inputs.text("decoder_key", "[0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}")
+    return EncryptionAlgorithm.STA if len(key) == 16 else EncryptionAlgorithm.MISTY1
 
 
 def _compute_form(inputs: CaseInputs) -> Computed:

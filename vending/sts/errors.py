@@ -81,3 +81,21 @@ class UnsupportedToken(StsError):
     """An intact token of a class or subclass that this engine does not make or read."""
 
     code = "unsupported_token"
+
+
+class InvalidCipherTables(StsError):
+    """EA07 tables are not of their form, are no permutations, or fail their own test."""
+
+    code = "invalid_cipher_tables"
+
+
+class KeyChangeRefused(StsError):
+    """The meter would not take this key change, or would lose something by it."""
+
+    code = "key_change_refused"
+
+
+class NewKeyExpired(KeyChangeRefused):
+    """The key to be moved to has already reached its expiry number."""
+
+    code = "new_key_expired"

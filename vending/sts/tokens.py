@@ -2,7 +2,7 @@
 
 Enters: a token's contents, or 20 digits, with the meter's decoder key where the class is encrypted. Leaves:
 20 digits, or typed contents. Never: amounts to be rounded (see amounts), the choice of a TID (see tid), the
-decision to sell.
+decision to sell; class 2, whose contents management adds to these.
 
 Standard: IEC 62055-41: class 0 subclasses 0-7 and class 1 subclasses 0-2; the CRC of the currency subclasses
 is confirmed by published vectors, its wording was not at hand.
@@ -200,9 +200,25 @@ def seal_frame(token_class: int, subclass: int, field44: int, decoder_key: Decod
     block = subclass << 60 | field44 << 16 | crc
     if token_class not in _CLEAR_CLASSES:
         block = _need_key(decoder_key, token_class).cipher().encrypt(block)
+    return join_class(token_class, block)
+
+
+def join_class(token_class: int, block: int) -> TokenNumber:
+    """Put the class bits into the 64-bit block as it travels, and write the digits.
+
+    Raises: FieldOutOfRange.
+    """
+    _fit(block, 64, "block")
     moved_bits = block >> _CLASS_SHIFT & 0b11
-    bits66 = moved_bits << 64 | block & ~_CLASS_MASK | token_class << _CLASS_SHIFT
+    bits66 = moved_bits << 64 | block & ~_CLASS_MASK | _fit(token_class, 2, "class") << _CLASS_SHIFT
     return TokenNumber(f"{bits66:0{TOKEN_DIGITS}d}")
+
+
+def split_class(number: TokenNumber) -> tuple[int, int]:
+    """Return the class and the 64-bit block as it travels, encrypted where the class is."""
+    bits66 = bits66_of(number)
+    block = bits66 & (1 << 64) - 1 & ~_CLASS_MASK | bits66 >> 64 << _CLASS_SHIFT
+    return bits66 >> _CLASS_SHIFT & 0b11, block
 
 
 def open_frame(number: TokenNumber, decoder_key: DecoderKey | None) -> TokenFrame:
@@ -210,9 +226,7 @@ def open_frame(number: TokenNumber, decoder_key: DecoderKey | None) -> TokenFram
 
     Raises: UnsupportedToken for class 3; InvalidKey when an encrypted class comes without key.
     """
-    bits66 = bits66_of(number)
-    token_class = bits66 >> _CLASS_SHIFT & 0b11
-    block = bits66 & (1 << 64) - 1 & ~_CLASS_MASK | bits66 >> 64 << _CLASS_SHIFT
+    token_class, block = split_class(number)
     if token_class == 3:
         raise UnsupportedToken(f"token {number}: expected class 0-2, got the reserved class 3")
     if token_class not in _CLEAR_CLASSES:

@@ -105,10 +105,13 @@ async def look(
 
     `step` is `month` for balances, `day` to close days: which local edges the points must surround.
     """
-    parameters = {"ids": list(ids), "step": step, "zone": calendar.zone.key}
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(sql("look"), parameters)
-        return {row["id"]: _view_from_row(row) async for row in cursor}
+    cursor = await conn.execute(sql("look_since"), {"ids": list(ids)})
+    since = await cursor.fetchone()
+    # The bound lets the planner leave out partitions of days that cannot matter.
+    parameters = {"ids": list(ids), "step": step, "zone": calendar.zone.key, "since": since[0] if since else None}
+    async with conn.cursor(row_factory=dict_row) as rows:
+        await rows.execute(sql("look"), parameters)
+        return {row["id"]: _view_from_row(row) async for row in rows}
 
 
 async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence[datetime]) -> list[Point]:

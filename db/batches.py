@@ -28,6 +28,7 @@ class QuarantineRow:
     reason: str
     detail: str
     raw: bytes
+    sha256: bytes
     item: int
 
 
@@ -36,13 +37,13 @@ async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -
     parameters = [
         {
             "shard": row.shard,
-            "topic": row.topic.encode(),
-            "topic_text": row.topic.replace("\x00", "�"),
+            "topic": row.topic.replace("\x00", "�"),
             "serial": row.serial,
             "read_at": row.read_at,
             "reason": row.reason,
             "detail": row.detail.replace("\x00", "�"),
             "raw": row.raw,
+            "sha256": row.sha256,
             "item": row.item,
         }
         for row in rows
@@ -97,16 +98,10 @@ async def save_relay(conn: AsyncConnection, meter_id: int, relay: str, at: datet
     await conn.execute(sql("save_relay"), {"meter_id": meter_id, "relay": relay, "at": at})
 
 
-async def confirm_order(
-    conn: AsyncConnection, *, order_id: int, meter_id: int, epoch: int, state: str, relay: str | None
-) -> int | None:
-    """Book a meter's answer on the order it names; return the account, or None when the answer is stale."""
-    cursor = await conn.execute(
-        sql("confirm_order"),
-        {"order_id": order_id, "meter_id": meter_id, "epoch": epoch, "state": state, "relay": relay},
-    )
-    row = await cursor.fetchone()
-    return None if row is None else int(row[0])
+async def confirm_order(conn: AsyncConnection, *, order_id: int, meter_id: int, epoch: int, relay: str | None) -> None:
+    """Book that a meter did what the order it names asked; a stale or contradicting answer changes nothing."""
+    parameters = {"order_id": order_id, "meter_id": meter_id, "epoch": epoch, "relay": relay}
+    await conn.execute(sql("confirm_order"), parameters)
 
 
 async def ask_recheck(conn: AsyncConnection, account_id: int, late_since: datetime | None = None) -> None:

@@ -157,7 +157,7 @@ async def post_readings(
     balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
     decision = decide(view.levels, balance_minor, may_rearm=change.may_rearm)
     unchanged = (change.checkpoint, change.anchor, decision.levels) == (view.checkpoint, view.points[0], view.levels)
-    if unchanged:
+    if unchanged and not change.journals:
         await align_supply(conn, view, view.levels, balance_minor, cause="reading", rules=rules, now_ms=now_ms)
         return None
     return await _write(conn, view, change, rules, now_ms)

@@ -12,7 +12,6 @@ from datetime import date, timedelta
 
 from psycopg import AsyncConnection
 from psycopg import sql as compose
-from psycopg.errors import DuplicateTable
 
 from billing.calendar import to_ms
 from db.named import sql
@@ -46,24 +45,29 @@ async def ensure_partitions(conn: AsyncConnection, days: Iterable[date]) -> int:
     A partition is made as a table and then attached, which does not lock readers and writers of the others out.
     """
     missing = sorted(set(days) - await partition_days(conn))
+    made = 0
     for day in missing:
-        name = compose.Identifier(f"readings_{day:%Y%m%d}")
-        try:
-            async with conn.transaction():
-                await conn.execute(
-                    compose.SQL("create table {} (like readings including defaults including constraints)").format(name)
-                )
-                await conn.execute(
-                    compose.SQL("alter table readings attach partition {} for values from ({}) to ({})").format(
-                        name,
-                        compose.Literal(f"{day:%Y-%m-%d} 00:00:00+00"),
-                        compose.Literal(f"{day + timedelta(days=1):%Y-%m-%d} 00:00:00+00"),
-                    )
-                )
-        except DuplicateTable:
-            # Another process made it between our look and our try.
-            continue
-    return len(missing)
+        async with conn.transaction():
+            await conn.execute(sql("lock_partitions"))
+            # Another process may have made it between our look and our turn.
+            if day not in await partition_days(conn):
+                await _make_partition(conn, day)
+                made += 1
+    return made
+
+
+async def _make_partition(conn: AsyncConnection, day: date) -> None:
+    name = compose.Identifier(f"readings_{day:%Y%m%d}")
+    await conn.execute(
+        compose.SQL("create table {} (like readings including defaults including constraints)").format(name)
+    )
+    await conn.execute(
+        compose.SQL("alter table readings attach partition {} for values from ({}) to ({})").format(
+            name,
+            compose.Literal(f"{day:%Y-%m-%d} 00:00:00+00"),
+            compose.Literal(f"{day + timedelta(days=1):%Y-%m-%d} 00:00:00+00"),
+        )
+    )
 
 
 def partition_span(today: date) -> list[date]:
@@ -90,7 +94,9 @@ async def compare_readings(conn: AsyncConnection, rows: Sequence[ReadingRow]) ->
         for number, row in enumerate(rows):
             await copy.write_row((number, *row))
     await conn.execute(sql("probe_by_key"))
-    cursor = await conn.execute(sql("compare_staging"))
+    # The span lets the planner leave out partitions of other days.
+    span = {"first": min(row.read_at for row in rows), "last": max(row.read_at for row in rows)}
+    cursor = await conn.execute(sql("compare_staging"), span)
     return dict(await cursor.fetchall())
 
 

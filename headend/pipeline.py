@@ -9,7 +9,7 @@ a `Plan` and never touches the state it was given. Late readings need the databa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
@@ -127,6 +127,18 @@ def receive(shard: int | None, topic: str, payload: bytes, stored_at_ms: int) ->
         except FrameError as error:
             fault = Fault(reason=Reason.MALFORMED, detail=str(error))
     return Received(shard=shard, topic=topic, payload=payload, stored_at_ms=stored_at_ms, uplink=uplink, fault=fault)
+
+
+def slices(messages: Sequence[Received], readings_max: int) -> Iterator[Sequence[Received]]:
+    """Cut messages, in their order, into parts of at most so many readings; one message is never cut."""
+    first = readings = 0
+    for number, message in enumerate(messages):
+        count = len(message.uplink.read_at_ms) if isinstance(message.uplink, Readings) else 1
+        if number > first and readings + count > readings_max:
+            yield messages[first:number]
+            first, readings = number, 0
+        readings += count
+    yield messages[first:]
 
 
 def plan(messages: Iterable[Received], meters: Mapping[str, MeterState], calendar: LocalCalendar) -> Plan:
@@ -262,6 +274,9 @@ def _plan_meter(made: Plan, meter: MeterState, readings: list[_Arrived], calenda
     made.states[meter.serial] = replace(state, segments=segments, mark_ms=mark_ms, mark_wh=mark_wh, account=account)
     if account.silent or account.needs_look(calendar):
         made.candidates.add(account.id)
+    if account.held:
+        # A released order shows in no version: read the account again.
+        made.stale_serials.add(meter.serial)
 
 
 def _roll_over(
@@ -297,10 +312,11 @@ def _sent_ms(uplink: Readings) -> int:
 
 def _take_relay(made: Plan, meter: MeterState, relay: Supply, at_ms: int) -> None:
     state = made.states.get(meter.serial, meter)
-    if relay is state.relay:
+    older = state.relay_at_ms is not None and at_ms < state.relay_at_ms
+    if older or relay is state.relay:
         return
     made.relays.append((meter.meter_id, relay, at_ms))
-    made.states[meter.serial] = replace(state, relay=relay)
+    made.states[meter.serial] = replace(state, relay=relay, relay_at_ms=at_ms)
     if meter.account.told is None and relay is not meter.account.levels.desired:
         made.candidates.add(meter.account.id)
 

@@ -54,7 +54,7 @@ class MeterState:
     """A billing meter and its account.
 
     Invariants: `mark_ms` is the latest accepted reading (or the installation) and `mark_wh` the register then;
-    `segments` rise in time and there is at least one.
+    `segments` rise in time and there is at least one; `relay` is the meter's latest word on its relay.
     """
 
     serial: str
@@ -67,6 +67,7 @@ class MeterState:
     mark_ms: int
     mark_wh: int
     relay: Supply | None
+    relay_at_ms: int | None
     account: AccountState
 
     def energy_to_date(self, at_ms: int, register_wh: int) -> int:

@@ -16,13 +16,12 @@ from psycopg import AsyncConnection
 from db.audit import AuditReport, run_checks
 from db.errors import UnknownAccount
 from db.migrate import migrate
-from db.orders import PostingRules
 from db.pool import connect
 from db.registry import account_id_of, add_vendor
 from headend.edges.close_day import ClosedDays, close_day
 from prepaid.console import progress_bars
 from prepaid.embedded import embedded_parts
-from prepaid.processes import calendar_of
+from prepaid.processes import calendar_of, rules_of
 from prepaid.settings import Settings
 from vending.edges.keys import Role, issue_api_key
 
@@ -59,7 +58,7 @@ def run_migrate(settings: Settings) -> list[str]:
 
 def run_close_day(settings: Settings, until: date) -> ClosedDays:
     """Close days up to and including `until`."""
-    rules = PostingRules(calendar=calendar_of(settings))
+    rules = rules_of(settings)
 
     async def work(conn: AsyncConnection) -> ClosedDays:
         accounts = 0

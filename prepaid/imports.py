@@ -37,11 +37,10 @@ from psycopg.errors import UniqueViolation
 from billing.money import BadAmount, parse_amount
 from billing.supply import Mode
 from db.named import sql
-from db.orders import PostingRules
 from db.registry import NewAccount, NewMeter, RegistryError, StsIdentity, add_meter, open_account
 from prepaid.administration import on_database
 from prepaid.console import progress_bars
-from prepaid.processes import calendar_of
+from prepaid.processes import rules_of
 from prepaid.settings import PrepaidError, Settings
 from vending.sts.errors import StsError
 from vending.sts.identity import (
@@ -200,7 +199,7 @@ def run_import_accounts(settings: Settings, file: Path) -> tuple[int, int]:
     errors = _Errors(file)
     accounts = _read_accounts(file, errors)
     errors.refuse_any()
-    rules = PostingRules(calendar=calendar_of(settings))
+    rules = rules_of(settings)
 
     async def work(conn: AsyncConnection) -> tuple[int, int]:
         await _check_accounts(conn, accounts, errors)

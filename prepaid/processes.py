@@ -14,6 +14,7 @@ import structlog
 import uvloop
 
 from billing.calendar import LocalCalendar
+from db.orders import PostingRules
 from headend.edges.dispatch import Dispatcher, DispatchSettings
 from headend.edges.ingest import Ingest, IngestSettings
 from headend.edges.metrics import IngestMetrics, serve_metrics
@@ -25,6 +26,12 @@ _log = structlog.get_logger("process")
 def calendar_of(settings: Settings) -> LocalCalendar:
     """Return the calendar of the installation's time zone."""
     return LocalCalendar(settings.zone)
+
+
+def rules_of(settings: Settings) -> PostingRules:
+    """Return what every post of the installation goes by."""
+    stale_s = settings.stale_reading_s
+    return PostingRules(calendar=calendar_of(settings), stale_ms=None if stale_s is None else stale_s * 1000)
 
 
 def run_ingest(settings: Settings) -> None:

@@ -109,7 +109,7 @@ class System:
             lived_s = time.monotonic() - process.started_s
             if status is None or lived_s < _RESTART_S:
                 continue
-            if process.name in self._once:
+            if process.name in self._once and status == 0:
                 self._once.discard(process.name)
                 del self._processes[process.name]
                 _log.info("process_ended", process=process.name, ended_with=status)

@@ -393,6 +393,7 @@ def meter_state(
         segments=(RegisterSegment(from_ms=T0, offset_wh=-REGISTER_WH),),
         mark_ms=mark_ms,
         mark_wh=mark_wh,
+        relay_at_ms=None,
         relay=relay,
         account=AccountState(
             id=100 + meter_id,

@@ -277,7 +277,7 @@ create table supply_orders (
     threshold_minor bigint,
     cause text not null,
     state text not null default 'pending'
-        check (state in ('pending', 'held', 'sent', 'confirmed', 'refused', 'superseded')),
+        check (state in ('pending', 'held', 'sent', 'confirmed', 'superseded')),
     attempts integer not null default 0,
     created_at timestamptz not null default clock_timestamp(),
     next_try_at timestamptz not null default '-infinity',

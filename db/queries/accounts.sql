@@ -4,6 +4,9 @@ select id from accounts where id = any(%(ids)s) order by id for no key update
 -- lock_free_accounts: lock those accounts that nobody else holds; never wait
 select id from accounts where id = any(%(ids)s) order by id for no key update skip locked
 
+-- look_since: nothing before the oldest anchor matters; anchors only move forward, so this may be a little old
+select min(anchor_at) from accounts where id = any(%(ids)s)
+
 -- look: accounts, their meter, and the points of the energy curve that money needs, all of one snapshot
 select a.id, a.number, a.shard, a.mode, a.category, a.tariff_id, t.document as tariff_document,
        a.sanctioned_load_w, a.opened_on, a.emergency_credit_minor, a.threshold_minor,
@@ -27,7 +30,7 @@ cross join lateral (
 ) g
 left join lateral (
     select r.read_at, r.import_wh from readings r
-    where r.meter_id = m.id and r.read_at >= a.anchor_at order by r.read_at desc limit 1
+    where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at >= a.anchor_at order by r.read_at desc limit 1
 ) l on true
 left join lateral (
     select array_agg(q.read_at order by q.read_at) as ats, array_agg(q.import_wh order by q.read_at) as registers
@@ -39,11 +42,11 @@ left join lateral (
                              l.read_at at time zone %(zone)s, ('1 ' || %(step)s)::interval) edge
         cross join lateral (
             (select r.read_at, r.import_wh from readings r
-             where r.meter_id = m.id and r.read_at > a.anchor_at and r.read_at < edge at time zone %(zone)s
+             where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at > a.anchor_at and r.read_at < edge at time zone %(zone)s
              order by r.read_at desc limit 1)
             union all
             (select r.read_at, r.import_wh from readings r
-             where r.meter_id = m.id and r.read_at >= edge at time zone %(zone)s
+             where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at >= edge at time zone %(zone)s
              order by r.read_at limit 1)
         ) n
     ) q

@@ -72,6 +72,7 @@ select s.n, (r.import_wh, r.export_wh, r.voltage_mv, r.current_ma, r.power_w, r.
          is not distinct from
          (s.import_wh, s.export_wh, s.voltage_mv, s.current_ma, s.power_w, s.pf_milli, s.freq_mhz) as same
 from staging s join readings r on r.meter_id = s.meter_id and r.read_at = s.read_at
+where r.read_at between %(first)s and %(last)s
 
 -- neighbours: the readings on both sides of late ones
 select k.n, b.read_at, b.import_wh, c.read_at, c.import_wh
@@ -92,8 +93,8 @@ on conflict (meter_id, from_at) do nothing
 
 -- add_quarantine: keep what could not be stored; the same frame again only counts up
 insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item)
-values (%(shard)s, %(topic_text)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s,
-        sha256(%(topic)s::bytea || %(raw)s), %(item)s)
+values (%(shard)s, %(topic)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s,
+        %(sha256)s, %(item)s)
 on conflict (sha256, item) do update set times = quarantine.times + 1, last_at = now()
 
 -- add_batch: what came to a shard in this transaction and what became of it
@@ -111,13 +112,15 @@ where meter_id = %(meter_id)s and (relay_at is null or relay_at <= %(at)s) and r
 
 -- confirm_order: a meter's answer to the order it names; a stale or contradicting one changes nothing. An order that
 -- is being sent again or superseded just now is not waited for: the meter is asked again and answers again.
-update supply_orders set state = %(state)s, confirmed_at = clock_timestamp()
+update supply_orders set state = 'confirmed', confirmed_at = clock_timestamp()
 where id = (
     select id from supply_orders
     where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
-      and (%(state)s <> 'confirmed' or relay is not distinct from %(relay)s)
+      and relay is not distinct from %(relay)s
     for update skip locked)
-returning account_id
+
+-- lock_partitions: one process at a time makes partitions; held to the end of the transaction
+select pg_advisory_xact_lock(7405206102)
 
 -- partition_days: days that have a partition of readings
 select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'readings'::regclass

@@ -6,8 +6,9 @@ refers to them; the batch never waits for an account, it leaves the busy ones to
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from psycopg import AsyncConnection
 
@@ -33,8 +34,7 @@ from headend.state import MeterState
 from protocols.native import OrderKind, ReplyResult
 from protocols.rows import ReadingRow
 
-# What an answer makes of the order it names; `expired` and `stale` leave it to be sent again.
-_STATE_AFTER = {ReplyResult.DONE: "confirmed", ReplyResult.REFUSED: "refused"}
+# Refused, expired and stale answers leave an order open: it is sent again with backoff until confirmed or superseded.
 
 
 async def write_plan(
@@ -58,7 +58,7 @@ async def write_plan(
         await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in made.events])
         if made.candidates:
             await _write_candidates(conn, made, rules)
-        await add_quarantine(conn, [_quarantine_row(held) for held in made.held])
+        await add_quarantine(conn, _quarantine_rows(made.held))
         await add_counts(conn, leases, made.counts)
 
 
@@ -131,14 +131,12 @@ def _energy(meter: MeterState, neighbour: tuple[int, int] | None) -> tuple[int, 
 
 async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
     for meter_id, reply in made.replies:
-        state = _STATE_AFTER.get(reply.result)
-        if state is not None:
+        if reply.result is ReplyResult.DONE:
             await confirm_order(
                 conn,
                 order_id=reply.order_id,
                 meter_id=meter_id,
                 epoch=reply.epoch,
-                state=state,
                 # Every reply tells the relay; only an order about the relay is measured by it.
                 relay=reply.relay.value if reply.relay and reply.kind is OrderKind.SUPPLY else None,
             )
@@ -157,17 +155,27 @@ async def _write_candidates(conn: AsyncConnection, made: Plan, rules: PostingRul
         await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
 
 
-def _quarantine_row(held: Held) -> QuarantineRow:
-    return QuarantineRow(
-        shard=held.shard,
-        topic=held.topic,
-        serial=held.serial,
-        read_at=None if held.read_at_ms is None else from_ms(held.read_at_ms),
-        reason=held.fault.reason.value,
-        detail=held.fault.detail,
-        raw=held.raw,
-        item=held.item,
-    )
+def _quarantine_rows(held: Sequence[Held]) -> list[QuarantineRow]:
+    """Return the rows of what is held. Items of one frame share its digest; its bytes are kept once."""
+    kept: set[bytes] = set()
+    rows = []
+    for each in held:
+        digest = hashlib.sha256(each.topic.encode() + each.raw).digest()
+        rows.append(
+            QuarantineRow(
+                shard=each.shard,
+                topic=each.topic,
+                serial=each.serial,
+                read_at=None if each.read_at_ms is None else from_ms(each.read_at_ms),
+                reason=each.fault.reason.value,
+                detail=each.fault.detail,
+                raw=b"" if digest in kept else each.raw,
+                sha256=digest,
+                item=each.item,
+            )
+        )
+        kept.add(digest)
+    return rows
 
 
 def _now_ms() -> int:

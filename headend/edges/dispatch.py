@@ -28,6 +28,7 @@ from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
 from db.pool import connect
+from headend.validate import FUTURE_SLACK_MS
 from protocols.native import Command, OrderKind, Relay, encode_command
 from protocols.topics import SHARDS, command_topic
 
@@ -41,8 +42,9 @@ RETRY_S = 0.5
 TAKE_EVERY_S = 1.0
 # A meter answers within a second when it can be reached; then 2, 4, 8 s ... up to 5 minutes for one that is away.
 BACKOFF_S_FIRST, BACKOFF_S_MAX = 2, 300
-# A command is void after a minute: the next try carries a new expiry, so nothing old is ever obeyed.
-COMMAND_LIFE_MS = 60_000
+# A meter's clock may run as far ahead as its readings are still believed; then a minute more. The next try carries a
+# new expiry, and epochs end older commands.
+COMMAND_LIFE_MS = FUTURE_SLACK_MS + 60_000
 # 500 commands of 200 bytes are one write of 100 kB to the broker.
 ORDERS_MAX = 500
 

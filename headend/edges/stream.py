@@ -20,6 +20,7 @@ Source: experiments on NATS server 2.15.1, 2026-11-21; tests/integration/test_st
 import asyncio
 import json
 import math
+import re
 import time
 import uuid
 from collections import deque
@@ -37,6 +38,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
+from nats.protocol import parser as nats_parser
 
 from protocols.topics import SHARDS
 
@@ -82,6 +84,13 @@ _IN_PROGRESS: Final = b"+WPI"
 _REFUSE: Final = b"-NAK"
 # Not at once: our own last request may still be open and would be given the same message again and again.
 _REFUSE_LATER: Final = b'-NAK {"delay": %d}' % int(_PULL_EXPIRES_S * 1e9)
+
+# The broker takes a vertical tab in a topic; nats-py would end the subject there and drop the connection, again at
+# every redelivery. Its patterns are asserted, so that a new version of it cannot undo this unseen.
+for _name in ("MSG_RE", "HMSG_RE"):
+    _subject_pattern = getattr(nats_parser, _name).pattern
+    assert rb"[^\s]+" in _subject_pattern, f"nats-py {_name}: expected subjects as [^\\s]+, got {_subject_pattern!r}"
+    setattr(nats_parser, _name, re.compile(_subject_pattern.replace(rb"[^\s]+", rb"[^ \t\r\n]+")))
 
 _log = structlog.get_logger(__name__)
 

@@ -53,6 +53,17 @@ class Home:
     number: str
 
 
+async def home_of(conn: AsyncConnection, number: str) -> Home:
+    """Find a home by its account number."""
+    found = await rows(
+        conn,
+        "select a.id, i.meter_id from accounts a join installations i on i.usage_point_id = a.usage_point_id"
+        " where a.number = %s",
+        number,
+    )
+    return Home(account_id=found[0]["id"], meter_id=found[0]["meter_id"], number=number)
+
+
 def local(day: date, hours: float = 0) -> datetime:
     """Return the instant so many hours after a local midnight."""
     return datetime(day.year, day.month, day.day, tzinfo=KOLKATA.zone).astimezone(UTC) + hours * HOUR
@@ -340,6 +351,29 @@ def test_late_reading_just_after_a_closed_month_edge_moves_it(database_url: str)
         await read(conn, home, [(local(MAY, 10), 310_000)])
         await read(conn, home, [(local(MAY, 5), 300_500)], late=True)
         assert await booked(conn, home) == await from_scratch(conn, home, MAY)
+
+    on_database(database_url, story)
+
+
+def test_late_usage_whose_money_cancels_is_booked_all_the_same(database_url: str) -> None:
+    """Energy that moves between two closed months at the same price changes no balance, but both months' journals."""
+
+    async def story(conn: AsyncConnection) -> None:
+        june = date(2026, 6, 1)
+        for number in range(8):
+            home = await open_home(conn, f"A{number}", opening_credit_minor=1_000_000)
+            seen = [(local(date(2026, 4, 29)), 100_000), (local(date(2026, 5, 3)), 104_000), (local(june, 30), 150_000)]
+            await read(conn, home, seen)
+        await close(conn, june)
+        unmoved = 0
+        for number in range(8):
+            home = await home_of(conn, f"A{number}")
+            before_minor = (await view_of(conn, home)).checkpoint.posted_minor
+            # The edge was estimated at 102,000 Wh; the meter says less.
+            await read(conn, home, [(local(MAY), 101_990 - 100 * number)], late=True)
+            unmoved += (await view_of(conn, home)).checkpoint.posted_minor == before_minor
+            assert await booked(conn, home) == await from_scratch(conn, home, date(2026, 6, 2))
+        assert unmoved > 0
 
     on_database(database_url, story)
 

@@ -62,6 +62,8 @@ def test_every_topic_arrives_in_its_shard_or_in_leftovers(nats: EmbeddedNats) ->
     """No publish is dropped: readings and events go to the shard, whatever else to the leftovers, as published."""
     foreign = [
         "amr/M1/zz",
+        # The broker takes a vertical tab; a client that ends the subject there reconnects for ever.
+        "amr/M1/a\x0bb",
         "amr/5/M1/rd",
         "amr/11/M1/rd/-/-/-/-",
         "amr/x/5/M1/rd",

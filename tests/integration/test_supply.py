@@ -232,6 +232,21 @@ def test_lost_command_is_sent_again_until_the_meter_confirms(database_url: str, 
     _run(database_url, nats, story)
 
 
+def test_refused_command_is_sent_again_until_the_switch_moves(database_url: str, nats: EmbeddedNats) -> None:
+    """A switch that sticks for a moment refuses; the order stays open and is obeyed at a later try."""
+
+    async def story(street: _Street) -> None:
+        street.meter.relay_stuck = True
+        await street.site.send(_exhausting())
+        await street.fleet.wait_for(lambda: bool(street.meter.commands), timeout_s=WAIT_S)
+        assert street.meter.relay is Relay.ON
+        street.meter.relay_stuck = False
+        await street.fleet.wait_for(lambda: street.meter.relay is Relay.OFF, timeout_s=WAIT_S)
+        await street.until_orders(("off", "confirmed"))
+
+    _run(database_url, nats, story)
+
+
 def test_repeated_command_moves_the_relay_once(database_url: str, nats: EmbeddedNats) -> None:
     """A dispatcher that died after it published sends again; the meter confirms again and moves nothing."""
 

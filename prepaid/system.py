@@ -115,6 +115,12 @@ class System:
                 _log.info("process_ended", process=process.name, ended_with=status)
                 continue
             deaths = process.quick_deaths + 1 if lived_s < _QUICK_DEATH_S else 0
+            if deaths > _QUICK_DEATHS_MAX and process.name in self._once:
+                # A daily command that fails must not end the installation; it comes again tomorrow.
+                self._once.discard(process.name)
+                del self._processes[process.name]
+                _log.error("process_given_up", process=process.name, ended_with=status)
+                continue
             if deaths > _QUICK_DEATHS_MAX:
                 last_words = log_tail(self._log_path(process.name))
                 raise ProcessBroken(f"{process.name}: expected it to run, got {deaths} quick deaths: {last_words}")

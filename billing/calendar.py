@@ -54,6 +54,21 @@ class LocalCalendar:
         # A city lives in a few hundred distinct days; 4,096 is eleven years of them.
         self.midnight_ms = lru_cache(maxsize=4096)(self._midnight_ms)
 
+    def instant_ms(self, day: date, minute: int) -> int:
+        """Return the instant at which a local clock shows a minute of the day.
+
+        A time that a clock change repeats is its second showing, one that it skips is counted from before the
+        change: as PostgreSQL reads local times.
+        """
+        if minute == 0:
+            return self.midnight_ms(day)
+        shown = datetime.combine(day, time(minute // 60, minute % 60), tzinfo=self.zone)
+        later = shown.replace(fold=1)
+        offset, offset_later = shown.utcoffset(), later.utcoffset()
+        assert offset is not None, "a zone has an offset"
+        assert offset_later is not None, "a zone has an offset"
+        return to_ms(later if offset_later < offset else shown)
+
     def day_of(self, at_ms: int) -> date:
         """Return the local day that holds an instant."""
         return from_ms(at_ms).astimezone(self.zone).date()

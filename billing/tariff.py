@@ -1,26 +1,31 @@
-"""Tariffs as data: read from TOML, validated, immutable.
+"""Tariffs as values: what a tariff document says, and what that means for one load, area and day.
 
-Stage: before rating. Takes the text of a tariff document; returns a `Tariff`; never touches accounts or dates of
-assignment.
+Stage: before rating. Documents are read by `billing.tariff_document`. A tariff version is immutable; `Tariff.rates`
+resolves it to the flat `Rates` that both forms of rating work with. Never touches accounts.
+
+Limits: the vectorised rating computes in 64-bit integers. With energy of at most 10^10 Wh in a bill part, rates of at
+most 10^8 thousandths of a minor unit per kWh, monthly rates of at most 10^9 per kW and loads of at most 10^8 W no
+product exceeds 31 * 10^17, and twice that stays below 2^63 = 92 * 10^17.
 """
 
 from __future__ import annotations
 
-import itertools
-import tomllib
-from dataclasses import dataclass
-from datetime import date, datetime
-from importlib import resources
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import date
+from enum import StrEnum
+from functools import lru_cache
 
 from billing.money import BillingError
+from billing.zones import Zones
 
 BASIS_POINTS = 10_000
+ENERGY_WH_MAX = 10**10
+LOAD_W_MAX = 10**8
+RATE_MILLI_MAX = 10**8
+MONTH_RATE_MILLI_MAX = 10**9
 
-_FIELDS = {"id", "title", "source", "currency", "effective_from", "energy", "fixed", "shares"}
-_SLAB_FIELDS = {"to_kwh", "rate_milli_per_kwh"}
-_BAND_FIELDS = {"to_load_w", "rate_milli_per_kw_month"}
-_SHARE_FIELDS = {"rebate_basis_points", "duty_basis_points"}
+# Groups of lines that a share, a minimum charge or a subsidy may name; shares may also name earlier shares.
+LINE_GROUPS = ("energy", "zone", "fppca", "fixed", "meter_rent", "demand", "minimum")
 
 
 class TariffError(BillingError):
@@ -29,28 +34,133 @@ class TariffError(BillingError):
     code = "tariff_error"
 
 
+class SlabKind(StrEnum):
+    """How slabs count: each unit at the rate of its own slab, or all units at the rate of the slab reached."""
+
+    TELESCOPIC = "telescopic"
+    WHOLE_QUANTITY = "whole_quantity"
+
+
+class PartMonths(StrEnum):
+    """What slab limits are in a part of a month: shared out by days, or those of the whole month carried on."""
+
+    WHOLE = "whole"
+    PRO_RATA = "pro_rata"
+
+
+class ShareKind(StrEnum):
+    """Who a share of other lines is for: off the bill, the utility's own, or collected for others."""
+
+    REBATE = "rebate"
+    CHARGE = "charge"
+    LEVY = "levy"
+
+
+class Beyond(StrEnum):
+    """What a consumer pays whose use exceeds the subsidised units: the excess, or everything."""
+
+    EXCESS = "excess"
+    ALL = "all"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slab:
-    """One telescopic step of monthly energy; `to_wh` None is the open last one."""
+    """One step of monthly energy; `to_wh` None is the open last one."""
 
     to_wh: int | None
     rate_milli_per_kwh: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedBand:
-    """Fixed charge for sanctioned loads up to `to_load_w`; None is the open last band."""
+class MonthRate:
+    """A charge per month: thousandths of a minor unit per kW (or kVA) of sanctioned load, or per connection."""
 
-    to_load_w: int | None
-    rate_milli_per_kw_month: int
+    milli: int
+    per_kw: bool
+
+    def micro(self, load_w: int) -> int:
+        """Return the charge of a whole month in millionths of a minor unit."""
+        return self.milli * (load_w if self.per_kw else 1000)
+
+
+ZERO_RATE = MonthRate(milli=0, per_kw=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """What holds for sanctioned loads up to `to_load_w`; None is the open last band."""
+
+    to_load_w: int | None
+    slabs: tuple[Slab, ...]
+    fixed: MonthRate = ZERO_RATE
+    minimum: MonthRate = ZERO_RATE
+    demand_milli_per_kw: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A share of other lines' rounded amounts, in areas and between local days (`until` is the last one)."""
+
+    name: str
+    kind: ShareKind
+    of: tuple[str, ...]
+    basis_points: int
+    areas: frozenset[str] = frozenset()
+    since: date | None = None
+    until: date | None = None
+
+    def holds(self, area: str, day: date) -> bool:
+        """Tell whether the share is taken in an area on a day."""
+        return (not self.areas or area in self.areas) and _between(day, self.since, self.until)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fppca:
+    """Fuel and power purchase adjustment per kWh between local days; below zero it is a credit."""
+
+    milli_per_kwh: int
+    since: date | None = None
+    until: date | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subsidy:
+    """The state pays for the first units of a month: the covered lines of a bill of so many units."""
+
+    to_wh: int
+    covers: tuple[str, ...]
+    beyond: Beyond
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """A tariff resolved for one load, area, meter ownership and day: everything a bill part is rated by.
+
+    Units: `*_micro` are millionths of a minor unit per month; `demand_milli_per_kw` per kW of excess and month.
+    Invariants: amounts are within the limits of this module.
+    """
+
+    slabs: tuple[Slab, ...]
+    whole_quantity: bool
+    zone_names: tuple[str, ...]
+    zone_milli: tuple[int, ...]
+    fppca_milli: int | None
+    load_w: int
+    fixed_micro: int
+    meter_rent_micro: int
+    minimum_micro: int
+    minimum_of: tuple[str, ...]
+    demand_milli_per_kw: int
+    shares: tuple[Share, ...]
+    subsidy: Subsidy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tariff:
     """A tariff version.
 
-    Invariants: slabs and bands rise and only the last of each is open; rates are 0 or more; the shares lie between
-    0 and 100 %.
+    Invariants: bands and slabs rise and only the last of each is open; on any day at most one share of a name holds
+    in an area and at most one adjustment; every name a share, minimum or subsidy is taken of stands before it.
     """
 
     id: str
@@ -58,122 +168,61 @@ class Tariff:
     source: str
     currency: str
     effective_from: date
-    slabs: tuple[Slab, ...]
-    fixed: tuple[FixedBand, ...]
-    rebate_basis_points: int
-    duty_basis_points: int
+    slab_kind: SlabKind
+    part_months: PartMonths
+    bands: tuple[Band, ...]
+    shares: tuple[Share, ...] = ()
+    fppca: tuple[Fppca, ...] = ()
+    zones: Zones | None = None
+    meter_rent: MonthRate = ZERO_RATE
+    minimum_of: tuple[str, ...] = ()
+    subsidy: Subsidy | None = None
+    # Days other than a month's first on which something of the tariff changes; a bill part ends before each.
+    change_days: tuple[date, ...] = field(default=())
 
-    def fixed_rate_milli(self, load_w: int) -> int:
-        """Return the fixed charge rate of a sanctioned load, in thousandths of a minor unit per kW and month."""
-        for band in self.fixed:
+    @property
+    def levies(self) -> frozenset[str]:
+        """Names of the lines that are collected for others."""
+        return frozenset(share.name for share in self.shares if share.kind is ShareKind.LEVY)
+
+    @property
+    def rebate_basis_points(self) -> int:
+        """The rebate that the tariff names, for a receipt; 0 without one."""
+        return next((share.basis_points for share in self.shares if share.kind is ShareKind.REBATE), 0)
+
+    def rates(self, *, load_w: int, area: str, meter_rent: bool, day: date) -> Rates:
+        """Resolve the tariff for a sanctioned load (W, or VA where charges are per kVA), an area and a day."""
+        return _rates(self, load_w, area, meter_rent, day)
+
+    def band_of(self, load_w: int) -> Band:
+        """Return the band of a sanctioned load."""
+        for band in self.bands:
             if band.to_load_w is None or load_w <= band.to_load_w:
-                return band.rate_milli_per_kw_month
-        raise AssertionError("a tariff's last fixed band is open")
+                return band
+        raise AssertionError("a tariff's last band is open")
 
 
-def parse_tariff(text: str) -> Tariff:
-    """Read a tariff document.
-
-    Raises: TariffError naming the rule that is broken.
-    """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TariffError(f"tariff document: expected TOML, {error}") from error
-    name = document.get("id")
-    if not isinstance(name, str) or not name:
-        raise TariffError(f"tariff document: id: expected a text, got {name!r}")
-    _require_known(name, document, _FIELDS)
-    slabs = tuple(
-        Slab(
-            to_wh=_whole(name, row, "to_kwh") * 1000 if "to_kwh" in row else None,
-            rate_milli_per_kwh=_whole(name, row, "rate_milli_per_kwh"),
-        )
-        for row in _rows(name, document, "energy", _SLAB_FIELDS)
-    )
-    fixed = tuple(
-        FixedBand(
-            to_load_w=_whole(name, row, "to_load_w") if "to_load_w" in row else None,
-            rate_milli_per_kw_month=_whole(name, row, "rate_milli_per_kw_month"),
-        )
-        for row in _rows(name, document, "fixed", _BAND_FIELDS)
-    )
-    _require_rising(name, "energy slabs", [slab.to_wh for slab in slabs])
-    _require_rising(name, "fixed bands", [band.to_load_w for band in fixed])
-    shares = document.get("shares", {})
-    if not isinstance(shares, dict):
-        raise TariffError(f"tariff {name}: shares: expected one [shares] table, got {type(shares).__name__}")
-    _require_known(name, shares, _SHARE_FIELDS)
-    effective_from = document.get("effective_from")
-    # A TOML date with a time is read as a datetime, which Python counts among the dates.
-    if not isinstance(effective_from, date) or isinstance(effective_from, datetime):
-        raise TariffError(f"tariff {name}: effective_from: expected a date, got {effective_from!r}")
-    return Tariff(
-        id=name,
-        title=str(document.get("title", name)),
-        source=str(document.get("source", "")),
-        currency=str(document.get("currency", "INR")),
-        effective_from=effective_from,
-        slabs=slabs,
-        fixed=fixed,
-        rebate_basis_points=_share(name, shares, "rebate_basis_points"),
-        duty_basis_points=_share(name, shares, "duty_basis_points"),
+# A city has some thousand combinations of tariff, load and month.
+@lru_cache(maxsize=65_536)
+def _rates(tariff: Tariff, load_w: int, area: str, meter_rent: bool, day: date) -> Rates:
+    band = tariff.band_of(load_w)
+    fppca = next((each.milli_per_kwh for each in tariff.fppca if _between(day, each.since, each.until)), None)
+    return Rates(
+        slabs=band.slabs,
+        whole_quantity=tariff.slab_kind is SlabKind.WHOLE_QUANTITY,
+        zone_names=tariff.zones.names if tariff.zones else (),
+        zone_milli=tariff.zones.milli_per_kwh if tariff.zones else (),
+        fppca_milli=fppca,
+        load_w=load_w,
+        fixed_micro=band.fixed.micro(load_w),
+        meter_rent_micro=tariff.meter_rent.micro(load_w) if meter_rent else 0,
+        minimum_micro=band.minimum.micro(load_w),
+        minimum_of=tariff.minimum_of,
+        demand_milli_per_kw=band.demand_milli_per_kw,
+        shares=tuple(share for share in tariff.shares if share.holds(area, day)),
+        subsidy=tariff.subsidy,
     )
 
 
-def builtin_documents() -> dict[str, str]:
-    """Return the texts of the tariffs that ship with the product, by id."""
-    folder = resources.files("billing") / "tariffs"
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
-    return {entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8") for entry in files}
-
-
-def builtin_tariff(tariff_id: str) -> Tariff:
-    """Return a tariff that ships with the product.
-
-    Raises: TariffError naming those that exist.
-    """
-    documents = builtin_documents()
-    if tariff_id not in documents:
-        raise TariffError(f"tariff: expected one of {', '.join(sorted(documents))}, got {tariff_id!r}")
-    return parse_tariff(documents[tariff_id])
-
-
-def _require_known(name: str, table: dict[str, Any], fields: set[str]) -> None:
-    unknown = sorted(table.keys() - fields)
-    if unknown:
-        raise TariffError(f"tariff {name}: expected only {', '.join(sorted(fields))}, got {', '.join(unknown)}")
-
-
-def _rows(name: str, document: dict[str, Any], key: str, fields: set[str]) -> list[dict[str, Any]]:
-    # TOML tables are untyped until each field is read below.
-    rows = document.get(key)
-    if not isinstance(rows, list) or not rows:
-        raise TariffError(f"tariff {name}: expected one or more [[{key}]] tables, got {type(rows).__name__}")
-    for row in rows:
-        if not isinstance(row, dict):
-            raise TariffError(f"tariff {name}: expected [[{key}]] tables, got {row!r}")
-        _require_known(name, row, fields)
-    return rows
-
-
-def _whole(name: str, row: dict[str, Any], key: str) -> int:
-    value = row.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TariffError(f"tariff {name}: {key}: expected a whole number of 0 or more, got {value!r}")
-    return value
-
-
-def _share(name: str, shares: dict[str, Any], key: str) -> int:
-    value = _whole(name, {key: shares.get(key, 0)}, key)
-    if value > BASIS_POINTS:
-        raise TariffError(f"tariff {name}: {key}: expected at most {BASIS_POINTS}, got {value}")
-    return value
-
-
-def _require_rising(name: str, what: str, limits: list[int | None]) -> None:
-    closed = [limit for limit in limits[:-1] if limit is not None]
-    if limits[-1] is not None or len(closed) != len(limits) - 1:
-        raise TariffError(f"tariff {name}: {what}: expected only the last to be open, got limits {limits}")
-    if any(limit <= 0 for limit in closed) or any(a >= b for a, b in itertools.pairwise(closed)):
-        raise TariffError(f"tariff {name}: {what}: expected rising limits above 0, got {limits}")
+def _between(day: date, since: date | None, until: date | None) -> bool:
+    return (since is None or since <= day) and (until is None or day <= until)

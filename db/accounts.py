@@ -6,20 +6,21 @@ a balance is never made of two different moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import lru_cache
 from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
-from billing.calendar import LocalCalendar, to_ms
-from billing.running import Checkpoint, PeriodPosted, Point, Terms, open_bills, running_balance
+from billing.calendar import LocalCalendar, from_ms, to_ms
+from billing.running import Checkpoint, PeriodPosted, Point, Walk, begin, follow, owed_minor
 from billing.supply import Levels, Mode, Supply
-from billing.tariff import Tariff, parse_tariff
+from billing.tariff import Tariff
+from billing.terms import ONE_DAY, Assignment, Terms
 from db.named import sql
+from db.tariffs import tariffs_by_checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,9 @@ class OpenOrder:
 class AccountView:
     """One account at one moment.
 
-    Invariants: `points` rise in time, begin with the anchor (the last point at or before the checkpoint) and end with
-    the latest accepted reading; `mark_ms` and `mark_register_wh` are that reading's, None before the first.
+    Invariants: `asks_demand` says that a tariff of the terms charges demand; `points` rise in time, begin with the
+    anchor (the last point at or before the checkpoint) and end with the latest accepted reading; `mark_ms` and
+    `mark_register_wh` are that reading's, None before the first.
     """
 
     id: int
@@ -80,6 +82,7 @@ class AccountView:
     shard: int
     version: int
     terms: Terms
+    asks_demand: bool
     checkpoint: Checkpoint
     levels: Levels
     meter: MeterView
@@ -88,14 +91,14 @@ class AccountView:
     mark_register_wh: int | None
     open_order: OpenOrder | None
 
+    def walk(self, calendar: LocalCalendar) -> Walk:
+        """Follow the curve from the checkpoint to the latest point."""
+        return follow(begin(self.checkpoint, self.terms), self.terms, self.points[1:], calendar)
+
     def balance_minor(self, calendar: LocalCalendar) -> int:
         """Return the running balance at money time."""
-        return running_balance(self.checkpoint, self.terms, self.points, calendar)
-
-    def period_energy_wh(self, calendar: LocalCalendar) -> int:
-        """Return the energy of the current period so far, at money time."""
-        bills = open_bills(self.checkpoint, self.terms, self.points, calendar)
-        return bills[max(bills)][0]
+        owed = owed_minor(self.walk(calendar), through=self.checkpoint.through, calendar=calendar)
+        return self.checkpoint.posted_minor - owed
 
 
 async def look(
@@ -111,7 +114,9 @@ async def look(
     parameters = {"ids": list(ids), "step": step, "zone": calendar.zone.key, "since": since[0] if since else None}
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("look"), parameters)
-        return {row["id"]: _view_from_row(row) async for row in rows}
+        found = await rows.fetchall()
+    tariffs = await tariffs_by_checksum(conn, {checksum for row in found for checksum in row["tariffs"]})
+    return {row["id"]: _view_from_row(row, tariffs) for row in found}
 
 
 async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence[datetime]) -> list[Point]:
@@ -121,18 +126,35 @@ async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence
 
 
 async def posted_periods(conn: AsyncConnection, account_id: int, since: date) -> dict[date, PeriodPosted]:
-    """Read what journals have booked for an account from one period on."""
+    """Read what journals have booked for an account, by bill part, from one part on."""
     cursor = await conn.execute(sql("posted_periods"), {"account_id": account_id, "since": since})
     return {
-        period: PeriodPosted(period=period, energy_wh=energy_wh, lines=lines or {})
-        for period, energy_wh, lines in await cursor.fetchall()
+        period: PeriodPosted(
+            period=period, energy_wh=energy_wh, lines=lines or {}, demand_w=demand_w, assessed_wh=assessed_wh
+        )
+        for period, energy_wh, demand_w, assessed_wh, lines in await cursor.fetchall()
     }
 
 
-@lru_cache(maxsize=1024)
-def tariff_from_document(document: str) -> Tariff:
-    """Parse a stored tariff document once."""
-    return parse_tariff(document)
+async def day_demands(
+    conn: AsyncConnection, views: Iterable[AccountView], until: date, calendar: LocalCalendar
+) -> dict[int, dict[date, int]]:
+    """Read the greatest half-hour demand (W) of each local day still open up to `until`, by account."""
+    by_meter = {view.meter.id: view for view in views if view.asks_demand}
+    if not by_meter:
+        return {}
+    first = min(view.checkpoint.through for view in by_meter.values())
+    parameters = {
+        "meter_ids": list(by_meter),
+        "since": from_ms(calendar.midnight_ms(first)),
+        "until": from_ms(calendar.midnight_ms(until + ONE_DAY)),
+        "zone": calendar.zone.key,
+    }
+    found: dict[int, dict[date, int]] = {}
+    cursor = await conn.execute(sql("day_demands"), parameters)
+    for meter_id, day, demand_w in await cursor.fetchall():
+        found.setdefault(by_meter[meter_id].id, {})[day] = demand_w
+    return found
 
 
 def _point(meter: MeterView, read_at: datetime, register_wh: int) -> Point:
@@ -140,10 +162,11 @@ def _point(meter: MeterView, read_at: datetime, register_wh: int) -> Point:
     return Point(at_ms=at_ms, energy_wh=meter.energy_to_date(at_ms, register_wh))
 
 
-def _view_from_row(row: dict[str, Any]) -> AccountView:
+def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff]) -> AccountView:
     # A row of `look`: its columns are typed by the migration.
     meter = _meter_from_row(row)
-    anchor = Point(at_ms=to_ms(row["anchor_at"]), energy_wh=row["anchor_wh"])
+    checkpoint = _checkpoint_from_row(row)
+    anchor = checkpoint.anchor
     seen = [_point(meter, at, wh) for at, wh in zip(row["ats"] or (), row["registers"] or (), strict=True)]
     order = None
     if row["open_order_id"] is not None:
@@ -157,24 +180,48 @@ def _view_from_row(row: dict[str, Any]) -> AccountView:
         number=row["number"],
         shard=row["shard"],
         version=row["version"],
-        terms=Terms(
-            tariff=tariff_from_document(row["tariff_document"]),
-            load_w=row["sanctioned_load_w"],
-            opened_on=row["opened_on"],
-        ),
-        checkpoint=Checkpoint(
-            posted_minor=row["posted_minor"],
-            through=row["through"],
-            period_start_wh=row["period_start_wh"],
-            closed_wh=row["closed_wh"],
-            charged=row["charged"],
-        ),
+        terms=_terms_from_row(row, tariffs),
+        asks_demand=row["asks_demand"],
+        checkpoint=checkpoint,
         levels=_levels_from_row(row),
         meter=meter,
         points=(anchor, *(point for point in seen if point.at_ms > anchor.at_ms)),
         mark_ms=to_ms(row["mark_at"]) if row["mark_at"] else None,
         mark_register_wh=row["mark_register_wh"],
         open_order=order,
+    )
+
+
+def _terms_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff]) -> Terms:
+    columns = ("from_days", "tariffs", "categories", "loads_w", "area_types", "meter_rents")
+    assignments = tuple(
+        Assignment(
+            from_day=from_day,
+            tariff=tariffs[checksum],
+            category=category,
+            load_w=load_w,
+            area=area_type,
+            meter_rent=meter_rent,
+        )
+        for from_day, checksum, category, load_w, area_type, meter_rent in zip(
+            *(row[name] for name in columns), strict=True
+        )
+    )
+    return Terms(opened_on=row["opened_on"], assignments=assignments)
+
+
+def _checkpoint_from_row(row: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        posted_minor=row["posted_minor"],
+        charged_minor=row["charged_minor"],
+        through=row["through"],
+        before_wh=row["before_wh"],
+        part_start_wh=row["part_start_wh"],
+        closed_wh=row["closed_wh"],
+        closed_zones=tuple(row["closed_zones"] or ()),
+        demand_w=row["demand_w"],
+        anchor=Point(at_ms=to_ms(row["anchor_at"]), energy_wh=row["anchor_wh"]),
+        anchor_zones=tuple(row["anchor_zones"] or ()),
     )
 
 

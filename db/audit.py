@@ -14,19 +14,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
-from billing.calendar import LocalCalendar, from_ms, next_period, period_of, to_ms
-from billing.rating import Lines, difference
-from billing.running import EdgeQuality, Point, energy_at, open_bills, period_lines
+from billing.calendar import LocalCalendar, from_ms, to_ms
+from billing.rating import Lines, difference, total
+from billing.running import EdgeQuality, Point, charged_lines, energy_at, open_bills, with_assessed, zones_of
 from billing.supply import Supply, desired_supply
+from billing.terms import ONE_DAY, BillPart, part_lines
 from db.accounts import AccountView, look
 from db.named import sql
-from db.posting import silent_over_period_end
+from db.posting import closed_edges_ms, parts_between, silent_over_part_end
 
 EXAMPLES_MAX = 5
 # 500 accounts of a year are 180,000 day journals, one second of work and 50 MB of rows at the most.
@@ -38,7 +39,6 @@ ROWS_PER_CHUNK = 50_000
 # Ingest settles in milliseconds what the change feed names; a busy account waits for one lock time-out of 5 s more.
 SETTLE_S = 6
 _FIRST_ID, _LAST_METER_ID, _LAST_ID = -1, 2**31 - 1, 2**63 - 1
-_ONE_DAY = timedelta(days=1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,7 +139,7 @@ class _Facts:
     days: int
     first_day: date | None
     last_day: date | None
-    unread_periods: list[date]
+    unread_days: list[date]
     low_arms: list[int]
     exhausted_arms: list[int]
     ordered: str | None
@@ -150,9 +150,11 @@ class _Facts:
 
 @dataclass(slots=True, kw_only=True)
 class _Booked:
-    """What journals have booked for one period."""
+    """What journals have booked for one bill part."""
 
     energy_wh: int = 0
+    demand_w: int = 0
+    assessed_wh: int = 0
     lines: Lines = field(default_factory=dict)
 
 
@@ -349,16 +351,16 @@ async def _check_chunk(
         if account_id in waiting:
             book["rechecks"].checked += 1
         else:
-            edge_wh = _check_closed_periods(book["I5"], view, fact, periods, curves[account_id], calendar)
-            _check_open_period(book["I5"], view, fact, edge_wh)
+            edge_wh = _check_closed_parts(book["I5"], view, fact, periods, curves[account_id], calendar)
+            _check_open_part(book["I5"], view, fact, edge_wh)
             _check_levels(book, view, fact, view.balance_minor(calendar))
 
 
 async def _booked(conn: AsyncConnection, ids: Sequence[int]) -> dict[int, _Periods]:
     found: dict[int, _Periods] = {account_id: {} for account_id in ids}
-    cursor = await conn.execute(sql("account_energy"), {"ids": list(ids)})
-    for account_id, period, energy_wh in await cursor.fetchall():
-        found[account_id][period] = _Booked(energy_wh=energy_wh)
+    cursor = await conn.execute(sql("account_demands"), {"ids": list(ids)})
+    for account_id, period, energy_wh, demand_w, assessed_wh in await cursor.fetchall():
+        found[account_id][period] = _Booked(energy_wh=energy_wh, demand_w=demand_w, assessed_wh=assessed_wh)
     cursor = await conn.execute(sql("account_bills"), {"ids": list(ids)})
     for account_id, period, line, amount_minor in await cursor.fetchall():
         found[account_id][period].lines[line] = amount_minor
@@ -368,12 +370,12 @@ async def _booked(conn: AsyncConnection, ids: Sequence[int]) -> dict[int, _Perio
 async def _edge_points(
     conn: AsyncConnection, views: Iterable[AccountView], calendar: LocalCalendar
 ) -> dict[int, list[Point]]:
-    """Read what is needed to know each account's energy at its closed periods' edges, from readings alone."""
+    """Read what is needed to know each account's energy at its closed parts' edges, from readings alone."""
     by_id = {view.id: view for view in views}
     edges = [
-        (view.id, view.meter.id, from_ms(calendar.midnight_ms(next_period(period))))
+        (view.id, view.meter.id, from_ms(edge_ms))
         for view in by_id.values()
-        for period in _closed_periods(view)
+        for edge_ms in closed_edges_ms(_parts(view), view.checkpoint.through, calendar)
     ]
     curves = {account_id: {_installation(view)} for account_id, view in by_id.items()}
     if edges:
@@ -387,20 +389,22 @@ async def _edge_points(
 
 def _check_checkpoint(check: Check, view: AccountView, fact: _Facts, periods: _Periods) -> None:
     checkpoint = view.checkpoint
-    current = periods.get(period_of(checkpoint.through), _Booked())
+    current = periods.get(view.terms.part_at(checkpoint.through).first, _Booked())
     start_wh = checkpoint.closed_wh - current.energy_wh
     wrong = [
         f"{name}: checkpoint {kept}, journals {booked}"
         for name, kept, booked in (
             ("posted minor", checkpoint.posted_minor, fact.prepaid_minor),
             ("closed Wh", checkpoint.closed_wh, fact.energy_wh),
-            ("period start Wh", checkpoint.period_start_wh, start_wh),
+            ("part start Wh", checkpoint.part_start_wh, start_wh),
+            ("charged minor", checkpoint.charged_minor, total(current.lines)),
+            ("demand W", checkpoint.demand_w, current.demand_w),
         )
         if kept != booked
     ]
-    short = difference(current.lines, checkpoint.charged)
+    short = difference(current.lines, charged_lines(checkpoint, view.terms))
     if short:
-        wrong.append(f"charged this period: journals less checkpoint {_text(short)}")
+        wrong.append(f"charged this part: journals less checkpoint {_text(short)}")
     if wrong:
         check.fail(f"account {fact.number}: {', '.join(wrong)}")
 
@@ -410,7 +414,7 @@ def _check_days(check: Check, view: AccountView, fact: _Facts) -> None:
     opened_on, through = view.terms.opened_on, view.checkpoint.through
     expected = (through - opened_on).days
     # Days are unique per account, so that the right number between the right ends leaves no gap.
-    ends = (opened_on, through - _ONE_DAY) if expected else (None, None)
+    ends = (opened_on, through - ONE_DAY) if expected else (None, None)
     if (fact.days, fact.first_day, fact.last_day) != (expected, *ends):
         check.fail(
             f"account {fact.number}: expected {expected} days from {opened_on} to before {through},"
@@ -421,7 +425,7 @@ def _check_days(check: Check, view: AccountView, fact: _Facts) -> None:
 def _check_charged(check: Check, view: AccountView, fact: _Facts, periods: _Periods, calendar: LocalCalendar) -> None:
     """Compare the energy of all bills, closed and open, with the registers at both ends."""
     check.checked += 1
-    current = period_of(view.checkpoint.through)
+    current = view.terms.part_at(view.checkpoint.through).first
     charged_wh = sum(booked.energy_wh for period, booked in periods.items() if period < current)
     running = open_bills(view.checkpoint, view.terms, view.points, calendar)
     charged_wh += sum(energy_wh for energy_wh, _ in running.values())
@@ -435,7 +439,7 @@ def _check_charged(check: Check, view: AccountView, fact: _Facts, periods: _Peri
         )
 
 
-def _check_closed_periods(
+def _check_closed_parts(
     check: Check,
     view: AccountView,
     fact: _Facts,
@@ -443,46 +447,57 @@ def _check_closed_periods(
     curve: Sequence[Point],
     calendar: LocalCalendar,
 ) -> int | None:
-    """Rate each closed period from its readings; compare with the journals. Return the last edge's Wh, if it is known.
+    """Rate each closed part from its readings; compare with the journals. Return the last edge's Wh, if it is known.
 
     What was used until an unread edge is not known yet: the meter's next reading makes it good.
     """
     edge_wh = curve[0].energy_wh
-    for period in _closed_periods(view):
-        end_wh, quality = energy_at(curve, calendar.midnight_ms(next_period(period)))
+    before_wh = 0
+    for part in _parts(view)[:-1]:
+        end_ms = calendar.midnight_ms(part.end)
+        end_wh, quality = energy_at(curve, end_ms)
         if quality is EdgeQuality.UNREAD:
             return None
         check.checked += 1
         energy_wh, edge_wh = end_wh - edge_wh, end_wh
-        booked = periods.get(period, _Booked())
-        lines = period_lines(view.terms, period=period, energy_wh=energy_wh, through_day=next_period(period) - _ONE_DAY)
+        before_wh = 0 if part.fresh else before_wh
+        booked = periods.get(part.first, _Booked())
+        billed_wh = energy_wh + booked.assessed_wh
+        lines = part_lines(
+            part,
+            before_wh=before_wh,
+            energy_wh=billed_wh,
+            zone_wh=with_assessed(zones_of(part, curve, end_ms, calendar), billed_wh),
+            through_day=part.last,
+            demand_w=booked.demand_w,
+        )
+        before_wh += billed_wh
         short = difference(lines, booked.lines)
         if not short and energy_wh == booked.energy_wh:
             continue
-        if period in fact.unread_periods and silent_over_period_end(view, calendar):
+        if part.last in fact.unread_days and silent_over_part_end(view, calendar):
             # Closed as unread and read since; ingest books the difference with the meter's next reading.
             return None
         short_wh = energy_wh - booked.energy_wh
-        check.fail(f"account {fact.number}, {period:%Y-%m}: journals are short of {short_wh} Wh, {_text(short)}")
+        check.fail(f"account {fact.number}, from {part.first}: journals are short of {short_wh} Wh, {_text(short)}")
     return edge_wh
 
 
-def _check_open_period(check: Check, view: AccountView, fact: _Facts, edge_wh: int | None) -> None:
-    """Compare the open period's first edge with the readings, if it is known, and rate its closed days again."""
+def _check_open_part(check: Check, view: AccountView, fact: _Facts, edge_wh: int | None) -> None:
+    """Compare the open part's first edge with the readings, if it is known, and rate its closed days again."""
     checkpoint = view.checkpoint
-    period = period_of(checkpoint.through)
     check.checked += 1
-    if edge_wh is not None and edge_wh != checkpoint.period_start_wh:
-        kept_wh = checkpoint.period_start_wh
-        check.fail(f"account {fact.number}, {period:%Y-%m}: begins at {kept_wh} Wh, readings say {edge_wh} Wh")
-    if checkpoint.through == max(period, view.terms.opened_on):
-        return
-    energy_wh = checkpoint.closed_wh - checkpoint.period_start_wh
-    through_day = checkpoint.through - _ONE_DAY
-    lines = period_lines(view.terms, period=period, energy_wh=energy_wh, through_day=through_day)
-    short = difference(lines, checkpoint.charged)
-    if short:
-        check.fail(f"account {fact.number}, {period:%Y-%m} to {through_day}: charged is short of {_text(short)}")
+    if edge_wh is not None and edge_wh != checkpoint.part_start_wh:
+        first, kept_wh = view.terms.part_at(checkpoint.through).first, checkpoint.part_start_wh
+        check.fail(f"account {fact.number}, from {first}: begins at {kept_wh} Wh, readings say {edge_wh} Wh")
+    lines = charged_lines(checkpoint, view.terms)
+    if total(lines) != checkpoint.charged_minor:
+        check.fail(
+            f"account {fact.number} before {checkpoint.through}: charged {checkpoint.charged_minor} minor,"
+            f" rated again {total(lines)}: {_text(lines)}"
+        )
+    if checkpoint.closed_zones and sum(checkpoint.closed_zones) != checkpoint.closed_wh - checkpoint.part_start_wh:
+        check.fail(f"account {fact.number}: zones {checkpoint.closed_zones} do not sum to the energy of the part")
 
 
 def _check_levels(book: _Book, view: AccountView, fact: _Facts, balance_minor: int) -> None:
@@ -531,13 +546,9 @@ def _check_alarms(check: Check, view: AccountView, fact: _Facts) -> None:
             )
 
 
-def _closed_periods(view: AccountView) -> list[date]:
-    period, last = period_of(view.terms.opened_on), period_of(view.checkpoint.through)
-    periods = []
-    while period < last:
-        periods.append(period)
-        period = next_period(period)
-    return periods
+def _parts(view: AccountView) -> list[BillPart]:
+    """Return an account's bill parts from its opening to the open one."""
+    return parts_between(view.terms, view.terms.opened_on, view.checkpoint.through)
 
 
 def _installation(view: AccountView) -> Point:

@@ -12,8 +12,9 @@ from importlib import resources
 
 from psycopg import AsyncConnection
 
-from billing.tariff import builtin_documents
+from billing.tariff_document import builtin_documents
 from db.errors import MigrationError
+from db.tariffs import add_tariff
 
 # Any constant will do; it only has to be the same in every process of this product.
 _LOCK_KEY = 7_405_206_101
@@ -78,8 +79,5 @@ async def _apply(conn: AsyncConnection, migration: Migration) -> None:
 
 
 async def _add_tariffs(conn: AsyncConnection) -> None:
-    for tariff_id, document in sorted(builtin_documents().items()):
-        await conn.execute(
-            "insert into tariffs (id, document, sha256) values (%s, %s, %s) on conflict (id) do nothing",
-            (tariff_id, document, hashlib.sha256(document.encode()).hexdigest()),
-        )
+    for _, document in sorted(builtin_documents().items()):
+        await add_tariff(conn, document)

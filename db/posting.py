@@ -7,19 +7,21 @@ their legs, the new checkpoint, alarms, orders, notices and the change-feed row,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
-from billing.calendar import LocalCalendar, from_ms, next_period, period_of
+from billing.calendar import LocalCalendar, from_ms
 from billing.journals import Journal, JournalKind, day_journal, late_journal, money_journal
 from billing.notices import NoticeKind, recharged_notice, restored_notice
 from billing.running import Checkpoint, PeriodPosted, Point, close_days, late_usage, running_balance
 from billing.supply import Decision, LevelName, Levels, Supply, decide
-from db.accounts import AccountView, look, points_around, posted_periods
+from billing.terms import BillPart, Terms
+from billing.zones import zone_clock
+from db.accounts import AccountView, day_demands, look, points_around, posted_periods
 from db.errors import UnknownAccount
 from db.named import sql
 from db.orders import PostingRules, add_notice, align_supply, order_threshold, raise_alarm
@@ -41,7 +43,6 @@ class _Change:
 
     journals: tuple[Journal, ...] = ()
     checkpoint: Checkpoint
-    anchor: Point
     levels: Levels
     cause: str
     may_rearm: bool = False
@@ -81,15 +82,15 @@ async def post_money(
     rules: PostingRules,
     now_ms: int,
     reason: str | None = None,
+    about_id: int | None = None,
+    correction_id: int | None = None,
 ) -> Posted:
-    """Book money to an account: vend, reversal, opening credit or adjustment. Minor units, signed."""
-    assert kind not in (JournalKind.DAY, JournalKind.LATE_USAGE), f"money journal: got usage kind {kind}"
-    journal = money_journal(kind, amount_minor, reason)
+    """Book a money event: a vend, reversal, opening credit, adjustment and so on. Minor units, signed."""
+    journal = money_journal(kind, amount_minor, reason, about_id=about_id, correction_id=correction_id)
     before = view.checkpoint
     change = _Change(
         journals=(journal,),
         checkpoint=replace(before, posted_minor=before.posted_minor + journal.prepaid_minor),
-        anchor=view.points[0],
         levels=view.levels,
         cause=kind.value,
         may_rearm=True,
@@ -108,19 +109,24 @@ async def post_days(
     """
     if view.checkpoint.through > until:
         return None
-    change = _Change(checkpoint=view.checkpoint, anchor=view.points[0], levels=view.levels, cause="close_day")
+    change = _Change(checkpoint=view.checkpoint, levels=view.levels, cause="close_day")
     if _may_move_closed_edges(view, None, rules.calendar):
         change = await _late_change(conn, view, change, None, rules.calendar)
-    closed = list(close_days(change.checkpoint, view.terms, view.points, until=until, calendar=rules.calendar))
-    checkpoint = closed[-1][1]
-    edge_ms = rules.calendar.midnight_ms(checkpoint.through)
-    known = [point for point in view.points if point.at_ms <= edge_ms]
-    change = replace(
-        change,
-        journals=(*change.journals, *(day_journal(usage) for usage, _ in closed)),
-        checkpoint=checkpoint,
-        anchor=max([change.anchor, *known]),
+    anchor = change.checkpoint.anchor
+    points = (anchor, *(point for point in view.points if point.at_ms > anchor.at_ms))
+    demands = await day_demands(conn, [view], until, rules.calendar)
+    closed = list(
+        close_days(
+            change.checkpoint,
+            view.terms,
+            points,
+            until=until,
+            calendar=rules.calendar,
+            demands_w=demands.get(view.id),
+        )
     )
+    days = (day_journal(usage, view.terms.part_at(usage.day).tariff.levies) for usage, _ in closed)
+    change = replace(change, journals=(*change.journals, *days), checkpoint=closed[-1][1])
     return await _write(conn, view, change, rules, now_ms)
 
 
@@ -130,7 +136,6 @@ async def post_threshold(
     """Change the balance at which the consumer is warned; one at or above the balance warns at once."""
     change = _Change(
         checkpoint=view.checkpoint,
-        anchor=view.points[0],
         levels=replace(view.levels, threshold_minor=threshold_minor),
         cause="threshold",
         may_rearm=True,
@@ -151,69 +156,83 @@ async def post_readings(
 
     `late_since_ms` is the earliest reading that came after later ones had been stored.
     """
-    change = _Change(checkpoint=view.checkpoint, anchor=view.points[0], levels=view.levels, cause="reading")
+    change = _Change(checkpoint=view.checkpoint, levels=view.levels, cause="reading")
     if _may_move_closed_edges(view, late_since_ms, rules.calendar):
         change = await _late_change(conn, view, change, late_since_ms, rules.calendar)
-    balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
+    balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
     decision = decide(view.levels, balance_minor, may_rearm=change.may_rearm)
-    unchanged = (change.checkpoint, change.anchor, decision.levels) == (view.checkpoint, view.points[0], view.levels)
+    unchanged = (change.checkpoint, decision.levels) == (view.checkpoint, view.levels)
     if unchanged and not change.journals:
         await align_supply(conn, view, view.levels, balance_minor, cause="reading", rules=rules, now_ms=now_ms)
         return None
     return await _write(conn, view, change, rules, now_ms)
 
 
-def silent_over_period_end(view: AccountView, calendar: LocalCalendar) -> bool:
-    """Tell whether a period end was closed without a reading after it, so that the next reading moves it."""
-    period = period_of(view.checkpoint.through)
-    return view.terms.opened_on < period and view.points[0].at_ms < calendar.midnight_ms(period)
+def silent_over_part_end(view: AccountView, calendar: LocalCalendar) -> bool:
+    """Tell whether the end of a bill part was closed without a reading after it, so that the next one moves it."""
+    part = view.terms.part_at(view.checkpoint.through)
+    return view.terms.opened_on < part.first and view.points[0].at_ms < calendar.midnight_ms(part.first)
 
 
 def _may_move_closed_edges(view: AccountView, late_since_ms: int | None, calendar: LocalCalendar) -> bool:
     # Any late reading may: one that comes after a closed edge is its new neighbour if nothing was read between.
-    return late_since_ms is not None or (len(view.points) > 1 and silent_over_period_end(view, calendar))
+    return late_since_ms is not None or (len(view.points) > 1 and silent_over_part_end(view, calendar))
 
 
 async def _late_change(
     conn: AsyncConnection, view: AccountView, change: _Change, late_since_ms: int | None, calendar: LocalCalendar
 ) -> _Change:
-    """Find what late readings make closed periods short of, and book it."""
+    """Find what late readings make closed parts short of, and book it."""
     since_ms = view.points[0].at_ms if late_since_ms is None else min(late_since_ms, view.points[0].at_ms)
     install = Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
     before = [point for point in await points_around(conn, view.meter, [from_ms(since_ms)]) if point.at_ms < since_ms]
     first_ms = max([install, *before]).at_ms
-    first = max(period_of(view.terms.opened_on), calendar.period_at(first_ms))
-    booked = await posted_periods(conn, view.id, first)
-    periods = list(_periods(first, period_of(view.checkpoint.through)))
-    posted = [booked.get(period, PeriodPosted(period=period, energy_wh=0, lines={})) for period in periods]
-    edges_ms = [calendar.midnight_ms(period) for period in periods[1:]]
+    parts = parts_between(view.terms, calendar.day_of(first_ms), view.checkpoint.through)
+    booked = await posted_periods(conn, view.id, parts[0].first)
+    posted = [booked.get(part.first, PeriodPosted(period=part.first, energy_wh=0, lines={})) for part in parts]
+    edges_ms = closed_edges_ms(parts, view.checkpoint.through, calendar)
     around = await points_around(conn, view.meter, [from_ms(edge_ms) for edge_ms in edges_ms])
     points = sorted({install, *around})
     found, checkpoint = late_usage(posted, view.checkpoint, view.terms, points, calendar)
-    anchor = view.points[0]
-    if edges_ms and points[-1].at_ms >= edges_ms[-1]:
-        # The period's first edge is known now; the curve goes on from there.
-        anchor = max(anchor, Point(at_ms=edges_ms[-1], energy_wh=checkpoint.period_start_wh))
     return replace(
         change,
-        journals=tuple(late_journal(usage) for usage in found),
+        journals=tuple(late_journal(usage, view.terms.part_at(usage.period).tariff.levies) for usage in found),
         checkpoint=checkpoint,
-        anchor=anchor,
         cause="late_usage",
         may_rearm=bool(found),
     )
 
 
-def _periods(first: date, last: date) -> Iterable[date]:
-    period = first
-    while period <= last:
-        yield period
-        period = next_period(period)
+def parts_between(terms: Terms, first_day: date, last_day: date) -> list[BillPart]:
+    """Return the bill parts from the latest at a day whose slabs start at 0 up to another day's."""
+    parts = [terms.fresh_part_at(first_day)]
+    while parts[-1].end <= last_day:
+        parts.append(terms.next_part(parts[-1]))
+    return parts
+
+
+def closed_edges_ms(parts: Sequence[BillPart], through: date, calendar: LocalCalendar) -> list[int]:
+    """Return the instants around which closed bill parts must be known: their ends, and those of their zones."""
+    through_ms = calendar.midnight_ms(through)
+    edges_ms = [calendar.midnight_ms(part.first) for part in parts[1:]]
+    for part in parts:
+        zones = part.tariff.zones
+        if zones is not None:
+            start_ms, end_ms = calendar.midnight_ms(part.first), min(calendar.midnight_ms(part.end), through_ms)
+            edges_ms += [start_ms, *zone_clock(zones, calendar).edges_between(start_ms, end_ms), end_ms]
+    return edges_ms
+
+
+def _balance_minor(checkpoint: Checkpoint, view: AccountView, calendar: LocalCalendar) -> int:
+    """Return the running balance from a changed checkpoint on."""
+    anchor = checkpoint.anchor
+    points = (anchor, *(point for point in view.points if point.at_ms > anchor.at_ms))
+    return running_balance(checkpoint, view.terms, points, calendar)
 
 
 async def _write(conn: AsyncConnection, view: AccountView, change: _Change, rules: PostingRules, now_ms: int) -> Posted:
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed."""
-    balance_minor = running_balance(change.checkpoint, view.terms, view.points, rules.calendar)
+    balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
     decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
     journal_ids = await _add_journals(conn, view.id, change.journals)
     await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
@@ -247,8 +266,13 @@ async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequen
             "from_whs": [journal.from_wh for journal in journals],
             "to_whs": [journal.to_wh for journal in journals],
             "energy_whs": [journal.energy_wh for journal in journals],
+            "assessed_whs": [journal.assessed_wh for journal in journals],
             "edge_qualities": [journal.edge_quality for journal in journals],
+            "demands_w": [journal.demand_w for journal in journals],
+            "lines": [None if journal.lines is None else Jsonb(journal.lines) for journal in journals],
             "reasons": [journal.reason for journal in journals],
+            "about_ids": [journal.about_id for journal in journals],
+            "correction_ids": [journal.correction_id for journal in journals],
         },
     )
     ids = tuple(sorted(row[0] for row in await cursor.fetchall()))
@@ -273,12 +297,16 @@ def _account_parameters(account_id: int, change: _Change, levels: Levels) -> dic
     return {
         "id": account_id,
         "posted_minor": checkpoint.posted_minor,
+        "charged_minor": checkpoint.charged_minor,
         "through": checkpoint.through,
-        "period_start_wh": checkpoint.period_start_wh,
+        "before_wh": checkpoint.before_wh,
+        "part_start_wh": checkpoint.part_start_wh,
         "closed_wh": checkpoint.closed_wh,
-        "charged": Jsonb(checkpoint.charged),
-        "anchor_at": from_ms(change.anchor.at_ms),
-        "anchor_wh": change.anchor.energy_wh,
+        "closed_zones": list(checkpoint.closed_zones) or None,
+        "demand_w": checkpoint.demand_w,
+        "anchor_at": from_ms(checkpoint.anchor.at_ms),
+        "anchor_wh": checkpoint.anchor.energy_wh,
+        "anchor_zones": list(checkpoint.anchor_zones) or None,
         "low_arm": levels.low_arm,
         "low_raised": levels.low_raised,
         "exhausted_arm": levels.exhausted_arm,

@@ -7,7 +7,7 @@ point, installation, first register segment and opening credit) and leaves what 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from psycopg import AsyncConnection
 from psycopg.errors import ForeignKeyViolation
@@ -19,6 +19,7 @@ from db.errors import DatabaseError
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock_and_look, post_money, post_readings
+from db.tariffs import tariff_by_id
 from protocols.topics import shard_of
 
 
@@ -79,6 +80,7 @@ class NewAccount:
     category: str = "DS"
     tariff_id: str
     sanctioned_load_w: int
+    area_type: str = "urban"
     emergency_credit_minor: int = 0
     threshold_minor: int | None = None
     opening_credit_minor: int = 0
@@ -109,7 +111,7 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
     async with conn.transaction():
         if await account_id_of(conn, account.number) is not None:
             return None
-        meter_id, shard = await _free_meter(conn, account)
+        meter_id, shard, own_meter = await _free_meter(conn, account)
         usage_point_id = await _insert(
             conn, "add_usage_point", code=account.usage_point, area=account.area, feeder=account.feeder
         )
@@ -118,28 +120,21 @@ async def open_account(conn: AsyncConnection, account: NewAccount, *, rules: Pos
         await conn.execute(sql("install_meter"), place)
         await conn.execute(sql("begin_segment"), {**place, "register_wh": account.register_wh})
         opened_on = rules.calendar.day_of(to_ms(account.opened_at))
-        try:
-            account_id = await _insert(
-                conn,
-                "add_account",
-                number=account.number,
-                consumer_id=consumer_id,
-                usage_point_id=usage_point_id,
-                shard=shard,
-                mode=account.mode.value,
-                postpaid_approval=account.postpaid_approval,
-                category=account.category,
-                tariff_id=account.tariff_id,
-                sanctioned_load_w=account.sanctioned_load_w,
-                opened_on=opened_on,
-                emergency_credit_minor=account.emergency_credit_minor,
-                threshold_minor=account.threshold_minor,
-                from_at=account.opened_at,
-            )
-        except ForeignKeyViolation:
-            raise RegistryError(
-                f"account {account.number}: expected a known tariff, got {account.tariff_id!r}"
-            ) from None
+        account_id = await _insert(
+            conn,
+            "add_account",
+            number=account.number,
+            consumer_id=consumer_id,
+            usage_point_id=usage_point_id,
+            shard=shard,
+            mode=account.mode.value,
+            postpaid_approval=account.postpaid_approval,
+            opened_on=opened_on,
+            emergency_credit_minor=account.emergency_credit_minor,
+            threshold_minor=account.threshold_minor,
+            from_at=account.opened_at,
+        )
+        await _assign_first(conn, account, account_id, opened_on, meter_rent=not own_meter)
         view = await lock_and_look(conn, account_id, rules)
         if account.opening_credit_minor:
             amount_minor = account.opening_credit_minor
@@ -162,19 +157,42 @@ async def add_vendor(conn: AsyncConnection, name: str) -> int:
     return await _insert(conn, "register_vendor", name=name)
 
 
-async def _free_meter(conn: AsyncConnection, account: NewAccount) -> tuple[int, int]:
+async def _assign_first(
+    conn: AsyncConnection, account: NewAccount, account_id: int, opened_on: date, *, meter_rent: bool
+) -> None:
+    """Write what a new account is charged by."""
+    assignment = {
+        "account_id": account_id,
+        "from_day": opened_on,
+        "tariff_id": account.tariff_id,
+        "category": account.category,
+        "load_w": account.sanctioned_load_w,
+        "area_type": account.area_type,
+        "meter_rent": meter_rent,
+    }
+    try:
+        await _insert(conn, "add_assignment", **assignment)
+    except ForeignKeyViolation:
+        raise RegistryError(f"account {account.number}: expected a known tariff, got {account.tariff_id!r}") from None
+    tariff = await tariff_by_id(conn, account.tariff_id)
+    if tariff.zones:
+        await conn.execute(sql("begin_zones"), {"id": account_id, "zones": [0] * len(tariff.zones.names)})
+
+
+async def _free_meter(conn: AsyncConnection, account: NewAccount) -> tuple[int, int, bool]:
+    """Return id and shard of an account's meter, and whether it is the consumer's own."""
     cursor = await conn.execute(sql("find_meter"), {"serial": account.meter_serial})
     row = await cursor.fetchone()
     if row is None:
         raise RegistryError(
             f"account {account.number}: expected a registered meter, got serial {account.meter_serial!r}"
         )
-    meter_id, shard, installed = row
+    meter_id, shard, installed, custody = row
     if installed:
         raise RegistryError(
             f"account {account.number}: expected a meter that stands nowhere, got {account.meter_serial}"
         )
-    return meter_id, shard
+    return meter_id, shard, custody == "consumer"
 
 
 async def _add_consumer(conn: AsyncConnection, account: NewAccount) -> int:

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
 from billing.rating import Lines
-from billing.running import open_bills
+from billing.running import by_month, open_bills
 from db.accounts import AccountView, look
 from db.named import sql
 
@@ -58,20 +58,22 @@ async def batch_totals(conn: AsyncConnection) -> BatchTotals:
 async def bills(
     conn: AsyncConnection, views: Iterable[AccountView], calendar: LocalCalendar
 ) -> dict[int, dict[date, Bill]]:
-    """Return every period's bill of some accounts: journals of closed periods, the running charge of open ones."""
+    """Return every month's bill of some accounts: journals of closed bill parts, the running charge of open ones."""
     by_id = {view.id: view for view in views}
-    found: dict[int, dict[date, Bill]] = {account_id: {} for account_id in by_id}
     parameters = {"ids": list(by_id)}
+    parts: dict[int, dict[date, tuple[int, Lines]]] = {account_id: {} for account_id in by_id}
     cursor = await conn.execute(sql("account_energy"), parameters)
     for account_id, period, energy_wh in await cursor.fetchall():
-        found[account_id][period] = Bill(energy_wh=energy_wh)
+        parts[account_id][period] = (energy_wh, {})
     cursor = await conn.execute(sql("account_bills"), parameters)
     for account_id, period, line, amount_minor in await cursor.fetchall():
-        found[account_id][period].lines[line] = amount_minor
+        parts[account_id][period][1][line] = amount_minor
     for account_id, view in by_id.items():
-        for period, (energy_wh, lines) in open_bills(view.checkpoint, view.terms, view.points, calendar).items():
-            found[account_id][period] = Bill(energy_wh=energy_wh, lines=lines)
-    return found
+        parts[account_id] |= open_bills(view.checkpoint, view.terms, view.points, calendar)
+    return {
+        account_id: {month: Bill(energy_wh=wh, lines=lines) for month, (wh, lines) in by_month(found).items()}
+        for account_id, found in parts.items()
+    }
 
 
 async def look_all(conn: AsyncConnection, ids: Sequence[int], calendar: LocalCalendar) -> dict[int, AccountView]:

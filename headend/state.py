@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from billing.calendar import LocalCalendar
-from billing.running import Checkpoint, Terms, Walk, owed_minor
+from billing.running import Checkpoint, Walk, owed_minor
 from billing.supply import Levels, Supply, crosses
+from billing.terms import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class AccountState:
 
     def balance_minor(self, calendar: LocalCalendar) -> int:
         """Return the running balance at money time."""
-        owed = owed_minor(self.walk, self.terms, through=self.checkpoint.through, calendar=calendar)
+        owed = owed_minor(self.walk, through=self.checkpoint.through, calendar=calendar)
         return self.checkpoint.posted_minor - owed
 
     def needs_look(self, calendar: LocalCalendar) -> bool:

@@ -11,8 +11,9 @@ from datetime import date
 
 from billing.calendar import LocalCalendar
 from billing.rating import Lines, total
-from billing.running import Point, Terms, bill_by_period
+from billing.running import Point, bill_by_month
 from billing.tariff import Tariff
+from billing.terms import one_assignment
 from meter_sim.recorded import Profile
 
 
@@ -55,8 +56,8 @@ def preview(profile: Profile, tariff: Tariff, *, load_w: int, calendar: LocalCal
     opened_on = calendar.day_of(points[0].at_ms)
     # The last interval ends before the instant of its end: a profile to midnight does not open the next day.
     last_day = calendar.day_of(points[-1].at_ms - 1)
-    terms = Terms(tariff=tariff, load_w=load_w, opened_on=opened_on)
-    bills = bill_by_period(terms, points, last_day=last_day, calendar=calendar)
+    terms = one_assignment(tariff, load_w=load_w, opened_on=opened_on)
+    bills = bill_by_month(terms, points, last_day=last_day, calendar=calendar)
     return [
         PeriodBill(period=period, energy_wh=energy_wh, lines=lines)
         for period, (energy_wh, lines) in sorted(bills.items())

@@ -19,9 +19,10 @@ from psycopg import sql as compose
 from billing.calendar import LocalCalendar, from_ms, to_ms
 from billing.journals import JournalKind
 from billing.rating import Lines
-from billing.running import Checkpoint, Point, Terms, begin, follow
+from billing.running import Point, begin, follow, opening
 from billing.supply import Levels, Mode, Supply
-from billing.tariff import builtin_tariff
+from billing.tariff_document import builtin_tariff
+from billing.terms import one_assignment
 from db.accounts import AccountView
 from db.migrate import migrate
 from db.orders import PostingRules
@@ -368,8 +369,8 @@ def meter_state(
 ) -> MeterState:
     """Make what ingest knows of a meter that was installed at T0 and has reported nothing since, or only its mark."""
     opened_on = CALENDAR.day_of(T0)
-    terms = Terms(tariff=builtin_tariff(TARIFF), load_w=3_000, opened_on=opened_on)
-    checkpoint = Checkpoint(posted_minor=posted_minor, through=opened_on, period_start_wh=0, closed_wh=0, charged={})
+    terms = one_assignment(builtin_tariff(TARIFF), load_w=3_000, opened_on=opened_on)
+    checkpoint = opening(terms, posted_minor=posted_minor, at=Point(at_ms=T0, energy_wh=0))
     levels = Levels(
         mode=Mode.PREPAID,
         threshold_minor=threshold_minor,
@@ -380,7 +381,7 @@ def meter_state(
         exhausted_raised=False,
         desired=desired,
     )
-    walk = begin(checkpoint, Point(at_ms=T0, energy_wh=0))
+    walk = begin(checkpoint, terms)
     if mark_ms > T0:
         walk = follow(walk, terms, [Point(at_ms=mark_ms, energy_wh=mark_wh - REGISTER_WH)], CALENDAR)
     return MeterState(

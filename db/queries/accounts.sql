@@ -7,22 +7,31 @@ select id from accounts where id = any(%(ids)s) order by id for no key update sk
 -- look_since: nothing before the oldest anchor matters; anchors only move forward, so this may be a little old
 select min(anchor_at) from accounts where id = any(%(ids)s)
 
--- look: accounts, their meter, and the points of the energy curve that money needs, all of one snapshot
-select a.id, a.number, a.shard, a.mode, a.category, a.tariff_id, t.document as tariff_document,
-       a.sanctioned_load_w, a.opened_on, a.emergency_credit_minor, a.threshold_minor,
-       a.posted_minor, a.through, a.period_start_wh, a.closed_wh, a.charged, a.anchor_at, a.anchor_wh,
+-- look: accounts, their terms and meter, and the points of the energy curve that money needs, all of one snapshot
+select a.id, a.number, a.shard, a.mode, a.opened_on, a.emergency_credit_minor, a.threshold_minor, a.absent_until,
+       a.posted_minor, a.charged_minor, a.through, a.before_wh, a.part_start_wh, a.closed_wh, a.closed_zones, a.demand_w,
+       a.anchor_at, a.anchor_wh, a.anchor_zones,
        a.low_arm, a.low_raised, a.exhausted_arm, a.exhausted_raised, a.desired, a.version,
+       t.from_days, t.tariffs, t.categories, t.loads_w, t.area_types, t.meter_rents, t.asks_demand,
        m.id as meter_id, m.serial, m.rated_w, m.register_end_wh, i.from_at as installed_at,
        s.relay, s.relay_at, u.area,
        g.segments, p.ats, p.registers, l.read_at as mark_at, l.import_wh as mark_register_wh,
        o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
 from accounts a
-join tariffs t on t.id = a.tariff_id
 join usage_points u on u.id = a.usage_point_id
 join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
 join meters m on m.id = i.meter_id
 join meter_state s on s.meter_id = m.id
 left join supply_orders o on o.meter_id = m.id and o.kind = 'supply' and o.state in ('pending', 'held', 'sent')
+cross join lateral (
+    select array_agg(x.from_day order by x.from_day) as from_days, array_agg(f.sha256 order by x.from_day) as tariffs,
+           array_agg(x.category order by x.from_day) as categories, array_agg(x.load_w order by x.from_day) as loads_w,
+           array_agg(x.area_type order by x.from_day) as area_types,
+           array_agg(x.meter_rent order by x.from_day) as meter_rents,
+           jsonb_agg(f.edges) filter (where f.edges is not null) as edges, bool_or(f.asks_demand) as asks_demand
+    from assignments x join tariffs f on f.id = x.tariff_id
+    where x.account_id = a.id and x.replaced_by is null
+) t
 cross join lateral (
     select jsonb_agg(jsonb_build_array(
                (extract(epoch from r.from_at) * 1000)::bigint, r.register_wh, r.start_wh) order by r.from_at) as segments
@@ -38,20 +47,49 @@ left join lateral (
         select l.read_at, l.import_wh where l.read_at is not null
         union
         select n.read_at, n.import_wh
-        from generate_series(date_trunc(%(step)s, a.through::timestamp) + ('1 ' || %(step)s)::interval,
-                             l.read_at at time zone %(zone)s, ('1 ' || %(step)s)::interval) edge
+        from (
+            select generate_series(date_trunc(%(step)s, a.through::timestamp) + ('1 ' || %(step)s)::interval,
+                                   l.read_at at time zone %(zone)s, ('1 ' || %(step)s)::interval)
+            union all
+            select d.day::timestamp from unnest(t.from_days) as d(day) where d.day > a.through
+            union all
+            select d.day::timestamp
+            from jsonb_array_elements(t.edges) x, jsonb_array_elements_text(x -> 'days') as d(day)
+            where d.day::date > a.through and d.day::date <= l.read_at at time zone %(zone)s
+            union all
+            select y.day + k.minute::integer * interval '1 minute'
+            from jsonb_array_elements(t.edges) x, jsonb_array_elements_text(x -> 'minutes') as k(minute),
+                 generate_series(date_trunc('day', a.anchor_at at time zone %(zone)s),
+                                 l.read_at at time zone %(zone)s, interval '1 day') as y(day)
+        ) e(edge)
         cross join lateral (
             (select r.read_at, r.import_wh from readings r
              where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at > a.anchor_at and r.read_at < edge at time zone %(zone)s
              order by r.read_at desc limit 1)
             union all
             (select r.read_at, r.import_wh from readings r
-             where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at >= edge at time zone %(zone)s
+             where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at > a.anchor_at and r.read_at >= edge at time zone %(zone)s
              order by r.read_at limit 1)
         ) n
     ) q
 ) p on true
 where a.id = any(%(ids)s)
+
+-- tariff_documents: tariffs by their checksum
+select sha256, document from tariffs where sha256 = any(%(sha256s)s)
+
+-- day_demands: the greatest half-hour demand of each local day of some meters, from registers read on the half hour
+select d.meter_id, d.day, max(d.demand_w)::integer
+from (
+    select r.meter_id, ((r.read_at - interval '30 minutes') at time zone %(zone)s)::date as day,
+           2 * (r.import_wh - lag(r.import_wh) over m) as demand_w, r.read_at - lag(r.read_at) over m as span
+    from readings r
+    where r.meter_id = any(%(meter_ids)s) and r.read_at >= %(since)s and r.read_at <= %(until)s
+      and extract(epoch from r.read_at)::bigint %% 1800 = 0
+    window m as (partition by r.meter_id order by r.read_at)
+) d
+where d.span = interval '30 minutes' and d.demand_w >= 0
+group by d.meter_id, d.day
 
 -- points_around: the readings next to given instants of one meter, on both sides
 select distinct n.read_at, n.import_wh
@@ -65,20 +103,23 @@ cross join lateral (
 ) n
 order by n.read_at
 
--- posted_periods: what journals have booked for an account, by period and line, from one period on
-select j.period, sum(j.energy_wh)::bigint as energy_wh,
+-- posted_periods: what journals have booked for an account, by bill part and line, from one part on
+select j.period, sum(j.energy_wh)::bigint as energy_wh, coalesce(max(j.demand_w), 0) as demand_w,
+       sum(j.assessed_wh)::bigint as assessed_wh,
        (select jsonb_object_agg(x.line, x.amount) from (
-            select g.line, sum(g.amount_minor)::bigint as amount
-            from journals k join legs g on g.journal_id = k.id
-            where k.account_id = %(account_id)s and k.period = j.period and g.ledger = 'revenue' group by g.line
+            select e.key as line, sum(e.value::bigint)::bigint as amount
+            from journals k cross join lateral jsonb_each_text(k.lines) e
+            where k.account_id = %(account_id)s and k.period = j.period group by e.key
         ) x) as lines
 from journals j
 where j.account_id = %(account_id)s and j.period >= %(since)s
 group by j.period order by j.period
 
 -- save_account: write an account's new checkpoint, levels and supply; everything else stays
-update accounts set posted_minor = %(posted_minor)s, through = %(through)s, period_start_wh = %(period_start_wh)s,
-    closed_wh = %(closed_wh)s, charged = %(charged)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
+update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_minor)s, through = %(through)s,
+    before_wh = %(before_wh)s, part_start_wh = %(part_start_wh)s, closed_wh = %(closed_wh)s,
+    closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
+    anchor_zones = %(anchor_zones)s,
     low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
     exhausted_raised = %(exhausted_raised)s, desired = %(desired)s, threshold_minor = %(threshold_minor)s,
     version = version + 1
@@ -88,11 +129,15 @@ where id = %(id)s
 insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
 
 -- add_journals: append an account's journals; the ids rise in the order given
-insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, edge_quality, reason)
-select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.edge_quality, j.reason
+insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
+                      demand_w, lines, reason, about_id, correction_id)
+select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.assessed_wh, j.edge_quality,
+       j.demand_w, j.lines, j.reason, j.about_id, j.correction_id
 from unnest(%(kinds)s::text[], %(local_days)s::date[], %(periods)s::date[], %(from_whs)s::bigint[],
-            %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(edge_qualities)s::text[], %(reasons)s::text[])
-     with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, edge_quality, reason, n)
+            %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(assessed_whs)s::bigint[], %(edge_qualities)s::text[],
+            %(demands_w)s::integer[], %(lines)s::jsonb[], %(reasons)s::text[], %(about_ids)s::bigint[], %(correction_ids)s::bigint[])
+     with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w, lines,
+                          reason, about_id, correction_id, n)
 order by j.n
 returning id
 

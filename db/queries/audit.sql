@@ -143,7 +143,7 @@ where f.shard = any(%(recent_shards)s::smallint[]) and f.account_id = any(%(ids)
 
 -- audit_accounts: what journals, alarms, orders and readings say of some accounts, beside their checkpoints
 select a.id, a.number, i.meter_id, i.complete,
-       j.prepaid_minor, j.energy_wh, j.days, j.first_day, j.last_day, j.unread_periods,
+       j.prepaid_minor, j.energy_wh, j.days, j.first_day, j.last_day, j.unread_days,
        l.low_arms, l.exhausted_arms, o.relay as ordered, o.state as order_state,
        r.read_at as last_at, r.import_wh as last_register_wh
 from accounts a
@@ -156,9 +156,8 @@ cross join lateral (
     select coalesce(sum(g.prepaid_minor), 0)::bigint as prepaid_minor,
            coalesce(sum(k.energy_wh), 0)::bigint as energy_wh,
            count(*) filter (where k.kind = 'day') as days, min(k.local_day) as first_day, max(k.local_day) as last_day,
-           coalesce(array_agg(k.period) filter (
-               where k.kind = 'day' and k.edge_quality = 'unread'
-                 and k.local_day = (k.period + interval '1 month')::date - 1), '{}') as unread_periods
+           coalesce(array_agg(k.local_day) filter (where k.kind = 'day' and k.edge_quality = 'unread'), '{}')
+               as unread_days
     from journals k
     left join lateral (
         select sum(g.amount_minor) as prepaid_minor from legs g where g.journal_id = k.id and g.ledger = 'prepaid'
@@ -180,7 +179,7 @@ left join lateral (
 where a.id = any(%(ids)s)
 order by a.id
 
--- audit_edges: the readings on both sides of period edges, for many meters
+-- audit_edges: the readings on both sides of bill part edges, for many meters
 select k.account_id, n.read_at, n.import_wh
 from unnest(%(account_ids)s::bigint[], %(meter_ids)s::integer[], %(edges)s::timestamptz[])
      as k(account_id, meter_id, edge)
@@ -208,3 +207,8 @@ select number from accounts where number = any(%(numbers)s)
 
 -- import_usage_points: those of some usage point codes that are taken
 select code from usage_points where code = any(%(codes)s)
+
+-- account_demands: energy, greatest demand and assessed energy that journals have booked for some accounts, by bill part
+select j.account_id, j.period, sum(j.energy_wh)::bigint, coalesce(max(j.demand_w), 0), sum(j.assessed_wh)::bigint
+from journals j where j.account_id = any(%(ids)s) and j.period is not null
+group by j.account_id, j.period

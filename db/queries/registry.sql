@@ -10,7 +10,7 @@ with added as (
 insert into meter_state (meter_id) select id from added returning meter_id
 
 -- find_meter: a meter by serial, and whether it stands somewhere
-select m.id, m.shard, i.id is not null as installed
+select m.id, m.shard, i.id is not null as installed, m.custody
 from meters m left join installations i on i.meter_id = m.id and i.to_at is null
 where m.serial = %(serial)s
 
@@ -35,15 +35,32 @@ insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
 values (%(meter_id)s, %(from_at)s, %(register_wh)s, 0, 'installed')
 
 -- add_account: an account at its opening
-insert into accounts (number, consumer_id, usage_point_id, shard, mode, postpaid_approval, category, tariff_id,
-                      sanctioned_load_w, opened_on, emergency_credit_minor, threshold_minor, through, anchor_at)
-values (%(number)s, %(consumer_id)s, %(usage_point_id)s, %(shard)s, %(mode)s, %(postpaid_approval)s, %(category)s,
-        %(tariff_id)s, %(sanctioned_load_w)s, %(opened_on)s, %(emergency_credit_minor)s, %(threshold_minor)s,
-        %(opened_on)s, %(from_at)s)
+insert into accounts (number, consumer_id, usage_point_id, shard, mode, postpaid_approval, opened_on,
+                      emergency_credit_minor, threshold_minor, through, anchor_at)
+values (%(number)s, %(consumer_id)s, %(usage_point_id)s, %(shard)s, %(mode)s, %(postpaid_approval)s, %(opened_on)s,
+        %(emergency_credit_minor)s, %(threshold_minor)s, %(opened_on)s, %(from_at)s)
 returning id
+
+-- add_assignment: what an account is charged by from a day on
+insert into assignments (account_id, from_day, tariff_id, category, load_w, area_type, meter_rent)
+values (%(account_id)s, %(from_day)s, %(tariff_id)s, %(category)s, %(load_w)s, %(area_type)s, %(meter_rent)s)
+returning id
+
+-- begin_zones: an account whose first tariff has zones counts its energy by zone from its opening
+update accounts set anchor_zones = %(zones)s, closed_zones = %(zones)s where id = %(id)s
 
 -- register_vendor: who sells recharges; a name that is there is left as it is
 insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
 
 -- accounts_to_close: accounts with days to close, in id order from one id on
 select id from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
+
+-- add_tariff: a tariff document; an id that is there keeps its text, unless a migration has emptied it
+insert into tariffs (id, document, sha256, edges, asks_demand)
+values (%(id)s, %(document)s, %(sha256)s, %(edges)s, %(asks_demand)s)
+on conflict (id) do update set document = excluded.document, sha256 = excluded.sha256, edges = excluded.edges,
+    asks_demand = excluded.asks_demand
+where tariffs.document = ''
+
+-- tariff_checksum: the checksum of a tariff's document
+select sha256 from tariffs where id = %(id)s

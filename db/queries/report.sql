@@ -27,14 +27,14 @@ select (select count(*) from alarms where account_id = any(%(ids)s)),
        (select count(*) from supply_orders where account_id = any(%(ids)s) and kind = 'supply' and relay = 'off'),
        (select count(*) from supply_orders where account_id = any(%(ids)s) and kind = 'supply' and relay = 'on')
 
--- account_bills: what journals have booked for some accounts, by period and line
-select j.account_id, j.period, g.line, sum(g.amount_minor)::bigint
-from journals j join legs g on g.journal_id = j.id and g.ledger = 'revenue'
+-- account_bills: what journals have booked for some accounts, by bill part and line
+select j.account_id, j.period, e.key, sum(e.value::bigint)::bigint
+from journals j cross join lateral jsonb_each_text(j.lines) e
 where j.account_id = any(%(ids)s) and j.period is not null
-group by j.account_id, j.period, g.line
+group by j.account_id, j.period, e.key
 
--- account_energy: energy that journals have booked for some accounts, by period
-select j.account_id, j.period, sum(j.energy_wh)::bigint
+-- account_energy: energy that journals have booked for some accounts, by bill part
+select j.account_id, j.period, sum(j.energy_wh + j.assessed_wh)::bigint
 from journals j where j.account_id = any(%(ids)s) and j.period is not null
 group by j.account_id, j.period
 

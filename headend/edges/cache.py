@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 
 from psycopg import AsyncConnection
 
-from billing.calendar import LocalCalendar, period_of
-from billing.running import begin, follow
+from billing.calendar import LocalCalendar
 from db.accounts import AccountView, look
 from db.leases import Lease
 from db.named import sql
-from db.posting import silent_over_period_end
+from db.posting import silent_over_part_end
 from headend.state import AccountState, MeterState, RegisterSegment
 
 # 5,000 looks take under 3 s even over a year of partitions: well inside lease and statement time-out. What is left of
@@ -103,8 +102,9 @@ class StateCache:
         state = self._by_serial.get(self._serial_of.get(account_id, ""))
         if state is None:
             return False
-        # A period end was closed as unread while the reading that tells about it was on its way.
-        edge_ms = self._calendar.midnight_ms(period_of(state.account.checkpoint.through))
+        # The end of a bill part was closed as unread while the reading that tells about it was on its way.
+        account = state.account
+        edge_ms = self._calendar.midnight_ms(account.terms.part_at(account.checkpoint.through).first)
         read_since = state.account.silent and state.mark_ms >= edge_ms
         return read_since or state.account.needs_look(self._calendar)
 
@@ -120,7 +120,6 @@ class StateCache:
 
 def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
     """Follow an account's curve to its mark and keep what the next reading needs."""
-    walk = follow(begin(view.checkpoint, view.points[0]), view.terms, view.points[1:], calendar)
     segments = tuple(
         RegisterSegment(from_ms=segment.from_ms, offset_wh=segment.start_wh - segment.register_wh)
         for segment in view.meter.segments
@@ -146,8 +145,8 @@ def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
             terms=view.terms,
             checkpoint=view.checkpoint,
             levels=view.levels,
-            walk=walk,
-            silent=silent_over_period_end(view, calendar),
+            walk=view.walk(calendar),
+            silent=silent_over_part_end(view, calendar),
             told=view.open_order.relay if view.open_order else None,
             held=bool(view.open_order and view.open_order.held),
         ),

@@ -18,7 +18,7 @@ import pytest
 
 from billing.calendar import from_ms
 from billing.rating import Lines, total
-from billing.tariff import builtin_tariff
+from billing.tariff_document import builtin_tariff
 from db.audit import run_checks
 from db.reports import count_lost
 from headend.edges.close_day import close_day

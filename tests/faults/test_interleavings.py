@@ -13,7 +13,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from billing.journals import JournalKind
-from billing.running import Point, bill_by_period
+from billing.running import Point, bill_by_month
 from db.accounts import AccountView
 from db.audit import run_checks
 from db.pool import connect
@@ -265,7 +265,7 @@ async def _billed_as(site: Site, home: Home, curve: list[Point]) -> None:
     """Compare an account's bills with a rating of its whole curve."""
     view = await site.view(home)
     last_day = max(CALENDAR.day_of(curve[-1].at_ms), view.checkpoint.through)
-    expected = bill_by_period(view.terms, curve, last_day=last_day, calendar=CALENDAR)
+    expected = bill_by_month(view.terms, curve, last_day=last_day, calendar=CALENDAR)
     found = (await site.snapshot([home])).bills
     for period, (energy_wh, lines) in expected.items():
         billed_wh, billed = found[(home.serial, period)]

@@ -83,9 +83,9 @@ CORRUPTIONS = {
         "account STEADY: posted minor: checkpoint",
     ),
     "charged_changed": (
-        [f"update accounts set charged = charged || '{{\"fixed\": 1}}' where id = {STEADY}"],
+        [f"update accounts set charged_minor = charged_minor + 1 where id = {STEADY}"],
         {"I2", "I5"},
-        "account STEADY: charged this period",
+        "account STEADY: charged minor: checkpoint",
     ),
     "closed_energy_changed": (
         [f"update accounts set closed_wh = closed_wh + 500 where id = {STEADY}"],
@@ -93,9 +93,9 @@ CORRUPTIONS = {
         "account STEADY: closed Wh: checkpoint",
     ),
     "period_start_changed": (
-        [f"update accounts set period_start_wh = period_start_wh + 7 where id = {STEADY}"],
+        [f"update accounts set part_start_wh = part_start_wh + 7 where id = {STEADY}"],
         {"I2", "I4-charged", "I5"},
-        "account STEADY: period start Wh: checkpoint",
+        "account STEADY: part start Wh: checkpoint",
     ),
     "installation_deleted": (
         [f"delete from installations where meter_id = {METER.format('POSTPAID')}"],

@@ -104,9 +104,9 @@ def test_account_is_opened_with_everything_it_names(settings: Settings, tmp_path
     assert run_import_accounts(settings, file) == (1, 0)
     stored = fetch(
         settings,
-        "select a.number, c.name, c.language, u.code, u.area, u.feeder, a.mode, a.postpaid_approval, a.category,"
-        " a.emergency_credit_minor, a.threshold_minor, a.posted_minor, a.opened_on::text, a.sanctioned_load_w"
-        " from accounts a join consumers c on c.id = a.consumer_id join usage_points u on u.id = a.usage_point_id",
+        "select a.number, c.name, c.language, u.code, u.area, u.feeder, a.mode, a.postpaid_approval, x.category,"
+        " a.emergency_credit_minor, a.threshold_minor, a.posted_minor, a.opened_on::text, x.load_w"
+        " from accounts a join assignments x on x.account_id = a.id join consumers c on c.id = a.consumer_id join usage_points u on u.id = a.usage_point_id",
     )
     terms = ("postpaid", "CE/12", "NRS", 10_000, 20_050, 50_000, "2026-04-01", 2000)
     assert stored == [("A1", "Name 1", "pa", "UP1", "north", "F-7", *terms)]

@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from billing.calendar import LocalCalendar, to_ms
 from billing.journals import JournalKind
 from billing.rating import Lines, total
-from billing.running import Point, bill_by_period
+from billing.running import Point, bill_by_month
 from billing.supply import Mode, Supply
 from db.accounts import AccountView, look
 from db.errors import UnknownAccount
@@ -189,7 +189,7 @@ async def from_scratch(conn: AsyncConnection, home: Home, last_day: date) -> dic
     )
     curve = [Point(at_ms=view.meter.installed_ms, energy_wh=0)]
     curve += [Point(at_ms=to_ms(row["read_at"]), energy_wh=row["import_wh"]) for row in stored]
-    rated = bill_by_period(view.terms, curve, last_day=last_day, calendar=KOLKATA)
+    rated = bill_by_month(view.terms, curve, last_day=last_day, calendar=KOLKATA)
     return {period: (energy_wh, without_zeros(lines)) for period, (energy_wh, lines) in rated.items()}
 
 
@@ -285,7 +285,7 @@ def test_day_closed_twice_is_booked_once(database_url: str) -> None:
         assert (await view_of(conn, home)).balance_minor(KOLKATA) == before_minor
         with pytest.raises(psycopg.errors.UniqueViolation):
             await conn.execute(
-                "insert into journals (kind, account_id, local_day, period) values ('day', %s, %s, %s)",
+                "insert into journals (kind, account_id, local_day, period, lines) values ('day', %s, %s, %s, '{}')",
                 (home.account_id, APRIL, APRIL),
             )
 
@@ -300,7 +300,7 @@ def test_silent_month_end_is_made_good_by_the_next_reading(database_url: str) ->
         await read(conn, home, [(local(APRIL, 24 * number), 11_000 * number) for number in range(1, 28)])
         await close(conn, date(2026, 5, 2))
         silent = await view_of(conn, home)
-        assert silent.checkpoint.period_start_wh == 297_000
+        assert silent.checkpoint.part_start_wh == 297_000
         posted = await read(conn, home, [(local(date(2026, 5, 4), 9), 377_123)])
         assert posted is not None
         late = await rows(

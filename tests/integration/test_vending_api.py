@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from billing.calendar import to_ms
 from billing.rating import charge_to_date, total
 from billing.supply import Mode
-from billing.tariff import builtin_tariff
+from billing.tariff_document import builtin_tariff
 from db.accounts import look
 from db.posting import lock, post_days
 from db.registry import NewMeter, add_meter

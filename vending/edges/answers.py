@@ -13,10 +13,13 @@ from datetime import date, datetime
 from typing import assert_never
 
 from billing.calendar import LocalCalendar, from_ms
+from billing.prepayment import recharge_to_keep
 from billing.rating import total
-from billing.running import ONE_DAY, Point, advance, begin, energy_at, period_lines
+from billing.running import Point, begin, energy_at, follow
 from billing.supply import Supply, restores_with_minor
+from billing.terms import ONE_DAY
 from db.accounts import AccountView
+from db.prepayment import Prepayment
 from db.vends import NamedMeter
 from vending.receipt import format_e5, money_to_api
 from vending.sts.amounts import decode_unit_amount
@@ -74,24 +77,23 @@ def day_use(view: AccountView, around: list[Point], calendar: LocalCalendar) -> 
     `around` are the readings on both sides of that day's midnight; they do not matter once the day before is closed.
     """
     checkpoint, last = view.checkpoint, view.points[-1]
-    walk = begin(checkpoint, view.points[0])
-    for point in view.points[1:]:
-        walk = advance(walk, view.terms, point, calendar)
+    walk = view.walk(calendar)
     day = money_day(view, calendar)
     if day == checkpoint.through:
         # What closing yesterday booked is charged already, wherever a late reading would now put the edge.
-        midnight_wh = checkpoint.closed_wh
+        midnight_wh, before_minor = checkpoint.closed_wh, checkpoint.charged_minor
     else:
         near = {point for point in around if view.points[0].at_ms < point.at_ms <= last.at_ms}
-        midnight_wh, _ = energy_at(sorted(near.union(view.points)), calendar.midnight_ms(day))
-    midnight_wh = max(midnight_wh, walk.period_start_wh)
-    to_date = period_lines(
-        view.terms, period=walk.period, energy_wh=last.energy_wh - walk.period_start_wh, through_day=day
-    )
-    before = period_lines(
-        view.terms, period=walk.period, energy_wh=midnight_wh - walk.period_start_wh, through_day=day - ONE_DAY
-    )
-    return DayUse(day=day, energy_wh=last.energy_wh - midnight_wh, charge_minor=total(to_date) - total(before))
+        points = sorted(near.union(view.points))
+        midnight_ms = calendar.midnight_ms(day)
+        midnight_wh, _ = energy_at(points, midnight_ms)
+        known = [point for point in points if point.at_ms < midnight_ms]
+        midnight = Point(at_ms=midnight_ms, energy_wh=midnight_wh)
+        then = follow(begin(checkpoint, view.terms), view.terms, [*known[1:], midnight], calendar)
+        before_minor = total(then.lines(day - ONE_DAY)) if then.part.first == walk.part.first else 0
+    midnight_wh = max(midnight_wh, walk.start_wh)
+    charge_minor = total(walk.lines(day)) - before_minor
+    return DayUse(day=day, energy_wh=last.energy_wh - midnight_wh, charge_minor=charge_minor)
 
 
 def money_day(view: AccountView, calendar: LocalCalendar) -> date:
@@ -100,7 +102,11 @@ def money_day(view: AccountView, calendar: LocalCalendar) -> date:
 
 
 def account_to_api(
-    view: AccountView, use: DayUse, recharge: tuple[int, datetime] | None, calendar: LocalCalendar
+    view: AccountView,
+    use: DayUse,
+    recharge: tuple[int, datetime] | None,
+    prepayment: Prepayment,
+    calendar: LocalCalendar,
 ) -> dict[str, object]:
     """Return the account view of a consumer or engineer."""
     balance_minor = view.balance_minor(calendar)
@@ -118,24 +124,27 @@ def account_to_api(
             "energy_wh": use.energy_wh,
             **money_to_api("charge", use.charge_minor),
         },
-        "supply": supply_to_api(view, balance_minor),
+        "supply": supply_to_api(view, prepayment, balance_minor),
         **threshold_to_api(view.levels.threshold_minor),
         "low_alarm": view.levels.low_raised,
         **money_to_api("emergency_credit", view.levels.emergency_credit_minor),
+        **money_to_api("earlier_arrears", prepayment.arrears_minor),
         "last_recharge": None
         if recharge is None
         else {**money_to_api("amount", recharge[0]), "at": recharge[1].isoformat(timespec="milliseconds")},
     }
 
 
-def supply_to_api(view: AccountView, balance_minor: int) -> dict[str, object]:
-    """Return desired and reported supply, and the smallest recharge that restores it."""
+def supply_to_api(view: AccountView, prepayment: Prepayment, balance_minor: int) -> dict[str, object]:
+    """Return desired and reported supply, and the smallest recharge that restores it after arrears took their share."""
     reported_ms = view.meter.relay_at_ms
+    needed_minor = restores_with_minor(view.levels, balance_minor)
+    restores_minor = recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
     return {
         "desired": view.levels.desired.value,
         "reported": None if view.meter.relay is None else view.meter.relay.value,
         "reported_at": None if reported_ms is None else _iso(reported_ms),
-        **money_to_api("restores_with", restores_with_minor(view.levels, balance_minor)),
+        **money_to_api("restores_with", restores_minor),
     }
 
 
@@ -150,6 +159,7 @@ def meter_to_api(
     meter: NamedMeter,
     view: AccountView,
     consumer: str,
+    prepayment: Prepayment,
     refusal: Declined | None,
     *,
     limits: VendLimits,
@@ -157,7 +167,9 @@ def meter_to_api(
 ) -> dict[str, object]:
     """Return what a station confirms with the customer before selling; the name is masked, the credit left out."""
     balance_minor = view.balance_minor(calendar)
-    restores_minor = restores_with_minor(view.levels, balance_minor)
+    rules, arrears_minor = prepayment.rules, prepayment.arrears_minor
+    needed_minor = restores_with_minor(view.levels, balance_minor)
+    restores_minor = recharge_to_keep(needed_minor, arrears_minor, rules)
     return {
         "meter_serial": meter.serial,
         "drn": meter.drn,
@@ -168,9 +180,13 @@ def meter_to_api(
         "mode": view.levels.mode.value,
         "currency": view.terms.tariff.currency,
         **money_to_api("arrears", max(0, -balance_minor)),
-        "supply": supply_to_api(view, balance_minor),
+        **money_to_api("earlier_arrears", arrears_minor),
+        "recovery_share_basis_points": rules.recovery_share_basis_points if arrears_minor else 0,
+        **money_to_api("recovery_floor", rules.recovery_floor_minor),
+        "supply": supply_to_api(view, prepayment, balance_minor),
         **money_to_api("vend_min", limits.min_minor),
         **money_to_api("vend_max", limits.max_minor),
+        **money_to_api("cash_max", min(rules.cash_monthly_minor, limits.max_minor)),
         **money_to_api("sell_at_least", max(limits.min_minor, restores_minor)),
         "vendable": refusal is None,
         "refusal": None if refusal is None else {"code": refusal.reason.value, "message": refusal.message},

@@ -85,14 +85,20 @@ def _bill(rates: Rates, used: Quantities) -> Lines:
         "demand": _by_days(rates.demand_milli_per_kw * max(0, used.demand_w - rates.load_w), used),
     }
     groups |= single
-    floor_minor = _by_days(rates.minimum_micro, used)
-    groups["minimum"] = single["minimum"] = max(0, floor_minor - _sum_of(groups, rates.minimum_of))
+    groups["minimum"] = single["minimum"] = _minimum(rates, groups, used)
     lines |= zones | {name: amount for name, amount in single.items() if _charged(rates, name)}
     for share in rates.shares:
         base_minor = max(0, _sum_of(groups, share.of))
         amount_minor = round_half_up(base_minor * share.basis_points, BASIS_POINTS)
         groups[share.name] = lines[share.name] = -amount_minor if share.kind is ShareKind.REBATE else amount_minor
     return lines
+
+
+def _minimum(rates: Rates, groups: Mapping[str, int], used: Quantities) -> int:
+    """Return what tops up the lines a minimum names; a tariff without one tops up nothing, not even a credit."""
+    if not rates.minimum_micro:
+        return 0
+    return max(0, _by_days(rates.minimum_micro, used) - _sum_of(groups, rates.minimum_of))
 
 
 def _energy_lines(rates: Rates, used: Quantities) -> Lines:

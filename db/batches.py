@@ -5,13 +5,14 @@ Stage: inside the transaction that the ingest edge opens. Values in, rows out; d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from psycopg import AsyncConnection
 
-from db.leases import Lease
+from db.leases import Lease, Owner, require_fenced, send_fence
 from db.named import sql
 
 OUTCOMES = ("messages", "received", "stored", "duplicate", "rejected", "quarantined")
@@ -32,41 +33,60 @@ class QuarantineRow:
     item: int
 
 
-async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -> None:
-    """Keep what could not be stored, with its bytes and the reason."""
-    parameters = [
-        {
-            "shard": row.shard,
-            "topic": row.topic.replace("\x00", "�"),
-            "serial": row.serial,
-            "read_at": row.read_at,
-            "reason": row.reason,
-            "detail": row.detail.replace("\x00", "�"),
-            "raw": row.raw,
-            "sha256": row.sha256,
-            "item": row.item,
-        }
-        for row in rows
-    ]
-    if parameters:
-        async with conn.cursor() as cursor:
-            await cursor.executemany(sql("add_quarantine"), parameters)
+async def open_batch(
+    conn: AsyncConnection, owner: Owner, leases: Mapping[int, Lease], counts: Mapping[int | None, Mapping[str, int]]
+) -> None:
+    """Fence the shards that are counted and write their counts, in one round trip: the first thing of a transaction.
+
+    For a batch whose counts are known before anything is written; else `fence` comes first and `add_counts` last.
+    Raises: LeaseLost.
+    """
+    held = [leases[shard] for shard in counts if shard is not None]
+    async with conn.pipeline():
+        fencing = await send_fence(conn, owner, held)
+        await add_counts(conn, leases, counts)
+    require_fenced(fencing, owner, held)
 
 
 async def add_counts(
     conn: AsyncConnection, leases: Mapping[int, Lease], counts: Mapping[int | None, Mapping[str, int]]
 ) -> None:
     """Write one row per shard: what came in this transaction and what became of it. Leftovers have no shard."""
-    parameters = [
+    await conn.execute(
+        sql("add_batches"),
         {
-            "shard": shard,
-            "epoch": 0 if shard is None else leases[shard].epoch,
-            **{outcome: counted.get(outcome, 0) for outcome in OUTCOMES},
-        }
-        for shard, counted in counts.items()
-    ]
-    async with conn.cursor() as cursor:
-        await cursor.executemany(sql("add_batch"), parameters)
+            "shards": list(counts),
+            "epochs": [0 if shard is None else leases[shard].epoch for shard in counts],
+            **{outcome: [counted.get(outcome, 0) for counted in counts.values()] for outcome in OUTCOMES},
+        },
+    )
+
+
+async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -> None:
+    """Keep what could not be stored, with its bytes and the reason."""
+    if not rows:
+        return
+    # One statement may touch a row once: what comes again within a batch is counted here. The first is kept.
+    times: Counter[tuple[bytes, int]] = Counter((row.sha256, row.item) for row in rows)
+    first: dict[tuple[bytes, int], QuarantineRow] = {}
+    for row in rows:
+        first.setdefault((row.sha256, row.item), row)
+    kept = first.values()
+    await conn.execute(
+        sql("add_quarantine"),
+        {
+            "shards": [row.shard for row in kept],
+            "topics": [row.topic.replace("\x00", "�") for row in kept],
+            "serials": [row.serial for row in kept],
+            "read_ats": [row.read_at for row in kept],
+            "reasons": [row.reason for row in kept],
+            "details": [row.detail.replace("\x00", "�") for row in kept],
+            "raws": [row.raw for row in kept],
+            "sha256s": [row.sha256 for row in kept],
+            "items": [row.item for row in kept],
+            "times": [times[key] for key in first],
+        },
+    )
 
 
 async def add_events(conn: AsyncConnection, events: Iterable[tuple[int, datetime, int]]) -> None:

@@ -6,10 +6,10 @@ the epoch, and `fence` renews it only where shard, epoch and owner still match, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from db.errors import LeaseLost
 from db.named import sql
@@ -51,8 +51,14 @@ async def fence(conn: AsyncConnection, owner: Owner, leases: Iterable[Lease]) ->
 
     Raises: LeaseLost when any of them belongs to another epoch or owner by now.
     """
+    held = list(leases)
+    require_fenced(await send_fence(conn, owner, held), owner, held)
+
+
+async def send_fence(conn: AsyncConnection, owner: Owner, leases: Sequence[Lease]) -> AsyncCursor:
+    """Send the statement of `fence`; in a pipeline its outcome is known, to `require_fenced`, when that has ended."""
     held = sorted(leases, key=lambda lease: lease.shard)
-    cursor = await conn.execute(
+    return await conn.execute(
         sql("fence"),
         {
             "role": owner.role,
@@ -62,8 +68,15 @@ async def fence(conn: AsyncConnection, owner: Owner, leases: Iterable[Lease]) ->
             "lease_s": owner.lease_s,
         },
     )
-    if cursor.rowcount != len(held):
-        raise LeaseLost(f"leases of {owner.name}: expected {len(held)} shards to be ours, got {cursor.rowcount}")
+
+
+def require_fenced(sent: AsyncCursor, owner: Owner, leases: Sequence[Lease]) -> None:
+    """Abort a batch whose fence did not renew all of its leases.
+
+    Raises: LeaseLost.
+    """
+    if sent.rowcount != len(leases):
+        raise LeaseLost(f"leases of {owner.name}: expected {len(leases)} shards to be ours, got {sent.rowcount}")
 
 
 async def release_leases(conn: AsyncConnection, owner: Owner) -> None:

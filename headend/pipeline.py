@@ -16,6 +16,7 @@ from operator import itemgetter
 from billing.calendar import LocalCalendar, from_ms
 from billing.running import Point, follow
 from billing.supply import Supply
+from headend.column_plan import ColumnPlan
 from headend.state import MeterState, RegisterSegment, energy_to_date
 from headend.validate import REJECTED, Fault, Reason, Rollover, validate_late, validate_register, validate_time
 from protocols.errors import FrameError
@@ -73,11 +74,12 @@ class Segment:
 class Plan:
     """What one transaction writes, and what ingest knows after its commit.
 
-    Invariants: `rows` are sorted by meter and instant; `counts` hold, per shard, received = stored + duplicate +
-    rejected + quarantined once the late readings are placed.
+    Invariants: `rows` are sorted by meter and instant, `ordinary` is what was planned in columns; `counts` hold, per
+    shard, received = stored + duplicate + rejected + quarantined once the late readings are placed.
     """
 
     rows: list[ReadingRow] = field(default_factory=list)
+    ordinary: ColumnPlan | None = None
     late: list[Late] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -112,7 +114,7 @@ class Plan:
 
 
 # One reading on its way: instant, row without its time object, message, item number.
-_Arrived = tuple[int, ReadingRow, Received, int]
+Arrived = tuple[int, ReadingRow, Received, int]
 
 
 def receive(shard: int | None, topic: str, payload: bytes, stored_at_ms: int) -> Received:
@@ -144,7 +146,7 @@ def slices(messages: Sequence[Received], readings_max: int) -> Iterator[Sequence
 def plan(messages: Iterable[Received], meters: Mapping[str, MeterState], calendar: LocalCalendar) -> Plan:
     """Turn a batch into what its transaction writes."""
     made = Plan()
-    arrived: dict[str, list[_Arrived]] = {}
+    arrived: dict[str, list[Arrived]] = {}
     latest: dict[str, Received] = {}
     for message in messages:
         made.count(message.shard, "messages")
@@ -154,20 +156,20 @@ def plan(messages: Iterable[Received], meters: Mapping[str, MeterState], calenda
             made.count(message.shard, "received")
             made.hold(message, message.fault)
         elif uplink.serial not in meters:
-            _hold_unknown(made, message, uplink)
+            hold_unknown(made, message, uplink)
         elif isinstance(uplink, Readings):
             latest[uplink.serial] = message
-            _take_events(made, meters[uplink.serial], uplink, message)
+            take_events(made, meters[uplink.serial], uplink, message)
             arrived.setdefault(uplink.serial, []).extend(_arrivals(message, uplink, meters[uplink.serial]))
         elif isinstance(uplink, MeterEvent):
             made.events.append((meters[uplink.serial].meter_id, uplink.at_ms, uplink.code))
         else:
-            _take_reply(made, meters[uplink.serial], uplink, message)
+            take_reply(made, meters[uplink.serial], uplink, message)
     for serial, readings in sorted(arrived.items(), key=lambda entry: meters[entry[0]].meter_id):
-        _plan_meter(made, meters[serial], readings, calendar)
+        plan_meter(made, meters[serial], readings, calendar)
     for serial, message in latest.items():
         assert isinstance(message.uplink, Readings), "latest holds readings"
-        _take_status(made, meters[serial], message.uplink, message)
+        take_status(made, meters[serial], message.uplink, message)
     return made
 
 
@@ -204,7 +206,8 @@ def place_late(
     return late.row
 
 
-def _hold_unknown(made: Plan, message: Received, uplink: Uplink) -> None:
+def hold_unknown(made: Plan, message: Received, uplink: Uplink) -> None:
+    """Refuse what comes from a meter that is not installed for billing."""
     fault = Fault(
         reason=Reason.UNKNOWN_METER, detail=f"meter: expected an installed billing meter, got {uplink.serial}"
     )
@@ -214,7 +217,7 @@ def _hold_unknown(made: Plan, message: Received, uplink: Uplink) -> None:
         made.hold(message, fault, at_ms=at_ms, item=item)
 
 
-def _arrivals(message: Received, uplink: Readings, meter: MeterState) -> list[_Arrived]:
+def _arrivals(message: Received, uplink: Readings, meter: MeterState) -> list[Arrived]:
     columns = zip(
         uplink.read_at_ms,
         uplink.import_wh,
@@ -232,7 +235,7 @@ def _arrivals(message: Received, uplink: Readings, meter: MeterState) -> list[_A
     ]
 
 
-def _plan_meter(made: Plan, meter: MeterState, readings: list[_Arrived], calendar: LocalCalendar) -> None:
+def plan_meter(made: Plan, meter: MeterState, readings: list[Arrived], calendar: LocalCalendar) -> None:
     """Validate one meter's readings in order of their instants and follow its energy curve."""
     # Stable: of two with the same instant the one that came first is first.
     readings.sort(key=itemgetter(0))
@@ -292,14 +295,14 @@ def _roll_over(
     return (*segments, RegisterSegment(from_ms=at_ms, offset_wh=start_wh - register_wh))
 
 
-def _take_events(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
+def take_events(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
     """Take the events that came with readings, of every message."""
     sent_ms = _sent_ms(uplink)
     if uplink.events and validate_time(meter, sent_ms, message.stored_at_ms) is None:
         made.events.extend((meter.meter_id, sent_ms, code) for code in uplink.events)
 
 
-def _take_status(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
+def take_status(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
     """Take what a meter's last message says of the moment it was sent: the relay."""
     sent_ms = _sent_ms(uplink)
     if uplink.relay is not None and validate_time(meter, sent_ms, message.stored_at_ms) is None:
@@ -321,7 +324,8 @@ def _take_relay(made: Plan, meter: MeterState, relay: Supply, at_ms: int) -> Non
         made.candidates.add(meter.account.id)
 
 
-def _take_reply(made: Plan, meter: MeterState, reply: CommandReply, message: Received) -> None:
+def take_reply(made: Plan, meter: MeterState, reply: CommandReply, message: Received) -> None:
+    """Take a meter's answer to an order, and what it says of the relay."""
     made.replies.append((meter.meter_id, reply))
     made.stale_serials.add(meter.serial)
     if reply.relay is not None and validate_time(meter, reply.at_ms, message.stored_at_ms) is None:

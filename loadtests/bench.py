@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import struct
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import ClassVar, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import nats
@@ -42,12 +40,11 @@ from db.reports import BatchTotals, accounts_of_meters, batch_totals, count_lost
 from headend.edges.ingest import BATCH_MESSAGES_MAX
 from headend.edges.stream import stream_backlog
 from loadtests.bench_machine import cpu_seconds, file_system, machine_facts, measured_at
+from loadtests.scratch import BenchError, scratch_settings
 from meter_sim.edges.bulk import BulkPublisher
-from prepaid.embedded import EmbeddedError
-from prepaid.embedded.home import settle
 from prepaid.processes import calendar_of
 from prepaid.replay import ENOUGH_CREDIT_MINOR, LOADS_W, RATED_W, REGISTER_END_WH, REGISTER_STEP_WH, Progress
-from prepaid.settings import PrepaidError, Settings
+from prepaid.settings import Settings
 from prepaid.system import System, running_system
 from protocols.native import BLOCK_INTERVALS_MAX, Readings, encode_readings
 from protocols.rows import ReadingRow
@@ -82,12 +79,6 @@ _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 _COPY_ROW: Final = struct.Struct(">hiiiqiqiiiiiiiiiii")
 _COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_TAIL: Final = b"\xff\xff"
-
-
-class BenchError(PrepaidError):
-    """A benchmark that cannot be run as asked, or that came to a halt."""
-
-    code: ClassVar[str] = "bench_error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,33 +153,6 @@ def bench_ingest(settings: Settings, load: IngestLoad, progress: Progress) -> di
         "lost": sum(run.lost for run in runs),
         "complete": all(run.totals.stored == case.readings for case, run in zip(cases, runs, strict=True)),
     }
-
-
-@contextmanager
-def scratch_settings(settings: Settings) -> Iterator[Settings]:
-    """Lend settings with embedded parts on an empty folder beside the installation's data; remove it afterwards."""
-    data_dir = settings.data_dir.absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=data_dir))
-    # The database of a command run as root is another user's, who has to pass.
-    folder.chmod(0o755)
-    try:
-        yield settings.model_copy(
-            update={
-                "data_dir": folder,
-                "database_url": None,
-                "nats_url": None,
-                "mqtt_url": None,
-                "ingest_metrics_port": None,
-                # Set, so that none is looked for: no API runs here.
-                "api_port": 1,
-            }
-        )
-    finally:
-        with suppress(EmbeddedError):
-            # Where that user may not pass, the data is elsewhere.
-            shutil.rmtree(settle(folder / "pg").folder, ignore_errors=True)
-        shutil.rmtree(folder)
 
 
 def simulated_readings(number: int, steps: range, start_ms: int) -> Readings:

@@ -96,15 +96,21 @@ insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
 values (%(meter_id)s, %(from_at)s, %(register_wh)s, %(start_wh)s, %(reason)s)
 on conflict (meter_id, from_at) do nothing
 
--- add_quarantine: keep what could not be stored; the same frame again only counts up
-insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item)
-values (%(shard)s, %(topic)s, %(serial)s, %(read_at)s, %(reason)s, %(detail)s, %(raw)s,
-        %(sha256)s, %(item)s)
-on conflict (sha256, item) do update set times = quarantine.times + 1, last_at = now()
+-- add_quarantine: keep what could not be stored, each frame and item once; the same again only counts up
+insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item, times)
+select q.shard, q.topic, q.serial, q.read_at, q.reason, q.detail, q.raw, q.sha256, q.item, q.times
+from unnest(%(shards)s::smallint[], %(topics)s::text[], %(serials)s::text[], %(read_ats)s::timestamptz[],
+            %(reasons)s::text[], %(details)s::text[], %(raws)s::bytea[], %(sha256s)s::bytea[], %(items)s::integer[],
+            %(times)s::integer[])
+     with ordinality as q(shard, topic, serial, read_at, reason, detail, raw, sha256, item, times, n)
+order by q.n
+on conflict (sha256, item) do update set times = quarantine.times + excluded.times, last_at = now()
 
--- add_batch: what came to a shard in this transaction and what became of it
+-- add_batches: what came to each shard in this transaction and what became of it
 insert into batches (shard, epoch, messages, received, stored, duplicate, rejected, quarantined)
-values (%(shard)s, %(epoch)s, %(messages)s, %(received)s, %(stored)s, %(duplicate)s, %(rejected)s, %(quarantined)s)
+select * from unnest(%(shards)s::smallint[], %(epochs)s::bigint[], %(messages)s::integer[], %(received)s::integer[],
+                     %(stored)s::integer[], %(duplicate)s::integer[], %(rejected)s::integer[],
+                     %(quarantined)s::integer[])
 
 -- add_events: meter events, each once
 insert into meter_events (meter_id, at, code)

@@ -53,7 +53,10 @@ update accounts set anchor_zones = %(zones)s, closed_zones = %(zones)s where id 
 insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
 
 -- accounts_to_close: accounts with days to close, in id order from one id on
-select id from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
+select id, through from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
+
+-- still_to_close: those of some accounts that have days to close
+select id from accounts where id = any(%(ids)s) and through <= %(until)s order by id
 
 -- add_tariff: a tariff document; an id that is there keeps its text, unless a migration has emptied it
 insert into tariffs (id, document, sha256, edges, asks_demand)

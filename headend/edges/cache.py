@@ -6,7 +6,7 @@ commit failed or its outcome is unknown; what the feed names is read again, by v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from psycopg import AsyncConnection
 
@@ -15,6 +15,8 @@ from db.accounts import AccountView, look
 from db.leases import Lease
 from db.named import sql
 from db.posting import silent_over_part_end
+from headend.charge_table import ChargeTable
+from headend.pipeline import Plan
 from headend.state import AccountState, MeterState, RegisterSegment
 
 # 5,000 looks take under 3 s even over a year of partitions: well inside lease and statement time-out. What is left of
@@ -31,7 +33,7 @@ class StateCache:
 
     def __init__(self, calendar: LocalCalendar) -> None:
         self._calendar = calendar
-        self._by_serial: dict[str, MeterState] = {}
+        self._table = ChargeTable(calendar)
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
         self._feed_read = 0
@@ -47,23 +49,27 @@ class StateCache:
 
     def clear(self) -> None:
         """Forget all states; what the last refresh read of the feed is read again, since it may not be settled."""
-        self._by_serial.clear()
+        self._table = ChargeTable(self._calendar)
         self._serial_of.clear()
         self._feed_read = self._feed_from
 
-    def states(self) -> Mapping[str, MeterState]:
-        """Return what is known, by serial."""
-        return self._by_serial
+    @property
+    def table(self) -> ChargeTable:
+        """What is known, by serial and as columns."""
+        return self._table
 
-    def adopt(self, states: Mapping[str, MeterState], stale_serials: Iterable[str]) -> None:
+    def adopt(self, made: Plan) -> None:
         """Take over the states of a committed plan; forget those that the database has to tell again."""
-        self._by_serial.update(states)
-        for serial in stale_serials:
-            self._by_serial.pop(serial, None)
+        for state in made.states.values():
+            self._table.put(state)
+        if made.ordinary is not None:
+            self._table.move_marks(made.ordinary.places, made.ordinary.mark_ms, made.ordinary.mark_wh)
+        for serial in made.stale_serials:
+            self._table.drop(serial)
 
     async def load(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
         """Read the states of meters not known yet; unknown serials stay unknown."""
-        wanted = [serial for serial in set(serials) if serial not in self._by_serial]
+        wanted = [serial for serial in set(serials) if serial not in self._table.place_of]
         if not wanted:
             return
         cursor = await conn.execute(sql("find_meters"), {"serials": wanted})
@@ -95,11 +101,11 @@ class StateCache:
         return self._feed_from
 
     def _version(self, account_id: int) -> int:
-        state = self._by_serial.get(self._serial_of.get(account_id, ""))
-        return state.account.version if state else 0
+        serial = self._serial_of.get(account_id, "")
+        return self._table.kept(serial).account.version if serial in self._table.place_of else 0
 
     def _needs_look(self, account_id: int) -> bool:
-        state = self._by_serial.get(self._serial_of.get(account_id, ""))
+        state = self._table.get(self._serial_of.get(account_id, ""))
         if state is None:
             return False
         # The end of a bill part was closed as unread while the reading that tells about it was on its way.
@@ -114,7 +120,7 @@ class StateCache:
         views = await look(conn, account_ids, self._calendar)
         for view in views.values():
             state = state_from_view(view, self._calendar)
-            self._by_serial[state.serial] = state
+            self._table.put(state)
             self._serial_of[view.id] = state.serial
 
 

@@ -22,15 +22,17 @@ from db.batches import (
     add_segment,
     ask_recheck,
     confirm_order,
+    open_batch,
     save_relay,
 )
 from db.leases import Lease, Owner, fence
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock_free, post_readings
-from db.readings import compare_readings, copy_readings, neighbours
+from db.readings import columns_from_rows, compare_readings, copy_columns, copy_readings, neighbours
 from headend.pipeline import Held, Plan, place_late
 from headend.state import MeterState
+from protocols.columns import concatenate
 from protocols.native import OrderKind, ReplyResult
 from protocols.rows import ReadingRow
 
@@ -44,12 +46,14 @@ async def write_plan(
 
     Raises: LeaseLost; psycopg.errors.UniqueViolation when a reading planned as new is stored already.
     """
-    touched = [leases[shard] for shard in made.counts if shard is not None]
     async with conn.transaction():
-        await fence(conn, owner, touched)
+        if made.late:
+            # What becomes of late readings is known, and counted, only after a look at the database.
+            await fence(conn, owner, [leases[shard] for shard in made.counts if shard is not None])
+        else:
+            await open_batch(conn, owner, leases, made.counts)
         await _write_segments(conn, made)
-        if made.rows:
-            await copy_readings(conn, made.rows)
+        await _write_new(conn, made)
         if made.late:
             await _write_late(conn, made, rules)
         for meter_id, relay, at_ms in made.relays:
@@ -59,7 +63,8 @@ async def write_plan(
         if made.candidates:
             await _write_candidates(conn, made, rules)
         await add_quarantine(conn, _quarantine_rows(made.held))
-        await add_counts(conn, leases, made.counts)
+        if made.late:
+            await add_counts(conn, leases, made.counts)
 
 
 async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
@@ -90,6 +95,15 @@ async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
             register_wh=segment.register_wh,
             start_wh=segment.start_wh,
         )
+
+
+async def _write_new(conn: AsyncConnection, made: Plan) -> None:
+    """Append what was planned in columns and one by one, sorted by meter and instant."""
+    parts = [columns_from_rows(made.rows)] if made.rows else []
+    if made.ordinary is not None and len(made.ordinary.columns):
+        parts.append(made.ordinary.columns)
+    if parts:
+        await copy_columns(conn, concatenate(parts).sorted_by_meter())
 
 
 async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:

@@ -20,19 +20,20 @@ import structlog
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.errors import IdleInTransactionSessionTimeout, UniqueViolation
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, from_ms
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
 from db.orders import PostingRules
 from db.pool import connect
 from db.readings import ensure_partitions, partition_days
+from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
 from headend.edges.commit import settle_account, write_plan
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
-from headend.pipeline import Plan, Received, plan, receive, slices
-from headend.validate import in_late_window
+from headend.pipeline import Plan, Received, receive, slices
+from headend.validate import DAY_MS, in_late_window
 from protocols.topics import SHARDS
 
 _log = structlog.get_logger("ingest")
@@ -193,7 +194,7 @@ class Ingest:
         serials = {message.uplink.serial for message in received if message.uplink is not None}
         for attempt in ("known", "reread"):
             await self._cache.load(conn, serials)
-            made = plan(received, self._cache.states(), self._settings.calendar)
+            made = plan_batch(received, self._cache.table, self._settings.calendar)
             await self._make_partitions(conn, made)
             try:
                 await write_plan(conn, made, owner=self._owner, leases=self._leases, rules=self._rules)
@@ -203,13 +204,15 @@ class Ingest:
                 self._cache.clear()
                 if attempt == "reread":
                     raise
-        self._cache.adopt(made.states, made.stale_serials)
+        self._cache.adopt(made)
         took_s = time.monotonic() - began_s
         self._metrics.batch_stored(made.counts, len(received), received[-1].stored_at_ms, took_s)
 
     async def _make_partitions(self, conn: AsyncConnection, made: Plan) -> None:
         """Make missing day partitions before the transaction, never inside it."""
         days = {row.read_at.date() for row in made.rows}
+        if made.ordinary is not None:
+            days |= {from_ms(day * DAY_MS).date() for day in set((made.ordinary.columns.at_ms // DAY_MS).tolist())}
         days |= {late.row.read_at.date() for late in made.late if in_late_window(late.meter, late.at_ms)}
         missing = days - self._days
         if missing:

@@ -170,7 +170,7 @@ def test_reversal_waits_for_the_batch_that_looks_at_its_account(database_url: st
 
     async def story(site: Site, home: Home) -> None:
         async with await connect(site.database_url, application="vending") as conn:
-            async with table_held(site, "batches"):
+            async with table_held(site, "alarms"):
                 await site.publish(TEN_KWH)
                 await site.until(lambda: ingest_waits(site), "the batch stands before its commit")
                 reversal = asyncio.create_task(post(conn, home, JournalKind.REVERSAL, -100))
@@ -216,7 +216,7 @@ def test_vend_that_waits_for_a_cut_off_restores_supply(database_url: str, nats: 
 
     async def story(site: Site, home: Home) -> None:
         async with await connect(site.database_url, application="vending") as conn:
-            async with table_held(site, "batches"):
+            async with table_held(site, "alarms"):
                 await site.publish(TEN_KWH)
                 await site.until(lambda: ingest_waits(site), "the batch stands before its commit")
                 vend = asyncio.create_task(post(conn, home, JournalKind.VEND, 50_000))

@@ -270,8 +270,8 @@ def test_day_closed_twice_is_booked_once(database_url: str) -> None:
         home = await open_home(conn, "A1")
         await read(conn, home, [(local(APRIL, 6 * number), 700 * number) for number in range(1, 21)])
         before_minor = (await view_of(conn, home)).balance_minor(KOLKATA)
-        assert await close(conn, date(2026, 4, 5)) == ClosedDays(accounts=1, days=5)
-        assert await close(conn, date(2026, 4, 5)) == ClosedDays(accounts=0, days=0)
+        assert await close(conn, date(2026, 4, 5)) == ClosedDays(accounts=1, days=5, exact=5)
+        assert await close(conn, date(2026, 4, 5)) == ClosedDays(accounts=0, days=0, exact=0)
         async with conn.transaction():
             views = await look(conn, [home.account_id], KOLKATA, step="day")
             again = await post_days(conn, views[home.account_id], date(2026, 4, 5), rules=RULES, now_ms=NOW_MS)

@@ -1,0 +1,136 @@
+"""A batch of messages to what one transaction has to write, in columns where that is possible.
+
+Stage: the whole of ingest between decoded messages and database. The ordinary readings are planned as columns
+(`headend.column_plan`); meters with anything else in the batch (late, repeated, falling or absurd readings, the end
+of a bill part, time-of-day zones) go through `headend.pipeline`, one by one. `headend.pipeline.plan` is the reference
+of this form: a property test proves that both make the same of any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+
+from billing.calendar import LocalCalendar, from_ms
+from billing.supply import Supply
+from headend.charge_table import ChargeTable, Int64, Places
+from headend.column_plan import plan_columns
+from headend.pipeline import (
+    Arrived,
+    Plan,
+    Received,
+    hold_unknown,
+    plan_meter,
+    take_events,
+    take_reply,
+    take_status,
+)
+from protocols.columns import ABSENT, CHANNELS, ReadingColumns
+from protocols.native import MeterEvent, Readings
+from protocols.rows import ReadingRow
+
+
+def plan_batch(messages: Iterable[Received], table: ChargeTable, calendar: LocalCalendar) -> Plan:
+    """Turn a batch into what its transaction writes."""
+    made = Plan()
+    reading: list[tuple[Received, Readings]] = []
+    for message in messages:
+        made.count(message.shard, "messages")
+        uplink = message.uplink
+        if uplink is None:
+            assert message.fault is not None, "a message that did not decode has a fault"
+            made.count(message.shard, "received")
+            made.hold(message, message.fault)
+        elif uplink.serial not in table.place_of:
+            hold_unknown(made, message, uplink)
+        elif isinstance(uplink, Readings):
+            take_events(made, table.kept(uplink.serial), uplink, message)
+            reading.append((message, uplink))
+        elif isinstance(uplink, MeterEvent):
+            made.events.append((table.kept(uplink.serial).meter_id, uplink.at_ms, uplink.code))
+        else:
+            take_reply(made, table[uplink.serial], uplink, message)
+    if reading:
+        _plan_readings(made, reading, table, calendar)
+        _take_statuses(made, reading, table)
+    return made
+
+
+def _plan_readings(
+    made: Plan, reading: Sequence[tuple[Received, Readings]], table: ChargeTable, calendar: LocalCalendar
+) -> None:
+    uplinks = [uplink for _, uplink in reading]
+    counts = np.array([len(uplink.read_at_ms) for uplink in uplinks], dtype=np.int64)
+    places = np.repeat(np.array([table.place_of[uplink.serial] for uplink in uplinks], dtype=np.intp), counts)
+    stored_at_ms = np.repeat(np.array([message.stored_at_ms for message, _ in reading], dtype=np.int64), counts)
+    columns = _columns(uplinks, table.meter_id[places])
+    made.ordinary = plan_columns(table, columns, places, stored_at_ms, calendar)
+    made.candidates.update(made.ordinary.candidates.tolist())
+    left = made.ordinary.left
+    taken = np.ones(len(places), dtype=np.bool_)
+    taken[left] = False
+    for shard, number in enumerate(np.bincount(table.shard[places[taken]]).tolist()):
+        if number:
+            made.count(shard, "received", number)
+            made.count(shard, "stored", number)
+    if len(left):
+        _plan_left(made, reading, np.cumsum(counts) - counts, left, columns, table, calendar)
+
+
+def _plan_left(
+    made: Plan,
+    reading: Sequence[tuple[Received, Readings]],
+    first_of: Int64,
+    left: Places,
+    columns: ReadingColumns,
+    table: ChargeTable,
+    calendar: LocalCalendar,
+) -> None:
+    """Plan one by one what the columns have left; readings stay in the order in which they came."""
+    rows = columns.take(left)
+    numbers = np.searchsorted(first_of, left, side="right") - 1
+    items = left - first_of[numbers]
+    arrived: dict[str, list[Arrived]] = {}
+    channels = [[None if value == ABSENT else value for value in getattr(rows, name).tolist()] for name in CHANNELS]
+    listed = zip(rows.meter_id.tolist(), rows.at_ms.tolist(), rows.import_wh.tolist(), *channels, strict=True)
+    for number, item, (meter_id, at_ms, import_wh, *more) in zip(numbers.tolist(), items.tolist(), listed, strict=True):
+        message, uplink = reading[number]
+        row = ReadingRow(meter_id, from_ms(at_ms), import_wh, *more)
+        arrived.setdefault(uplink.serial, []).append((at_ms, row, message, item))
+    for serial, readings in sorted(arrived.items(), key=lambda entry: table.kept(entry[0]).meter_id):
+        plan_meter(made, table[serial], readings, calendar)
+
+
+def _take_statuses(made: Plan, reading: Sequence[tuple[Received, Readings]], table: ChargeTable) -> None:
+    """Take what each meter's last message says of its relay, where that is news."""
+    latest = {uplink.serial: (message, uplink) for message, uplink in reading}
+    for serial, (message, uplink) in latest.items():
+        relay = uplink.relay
+        if relay is None or (serial not in made.states and table.kept(serial).relay is Supply(relay.value)):
+            continue
+        take_status(made, made.states.get(serial) or table[serial], uplink, message)
+
+
+def _columns(uplinks: Sequence[Readings], meter_id: Int64) -> ReadingColumns:
+    """Put the readings of messages one after the other, in the order in which they came."""
+    return ReadingColumns.of(
+        meter_id,
+        _whole([uplink.read_at_ms for uplink in uplinks], len(meter_id)),
+        _whole([uplink.import_wh for uplink in uplinks], len(meter_id)),
+        **{name: _optional([getattr(uplink, name) for uplink in uplinks], len(meter_id)) for name in CHANNELS},
+    )
+
+
+def _whole(lists: Sequence[Sequence[int]], count: int) -> Int64:
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=count)
+
+
+def _optional(lists: Sequence[Sequence[int | None]], count: int) -> Int64:
+    """Return a channel that some readings may lack."""
+    try:
+        return np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=count)
+    except TypeError:
+        values = (ABSENT if value is None else value for value in chain.from_iterable(lists))
+        return np.fromiter(values, dtype=np.int64, count=count)

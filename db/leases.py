@@ -35,9 +35,7 @@ class Lease:
 
 async def take_leases(conn: AsyncConnection, owner: Owner, shards: Iterable[int]) -> list[Lease]:
     """Take those of the shards that nobody holds. Ends sessions of paused owners that still lock their rows."""
-    cursor = await conn.execute(sql("expired_backends"), {"role": owner.role})
-    for (pid,) in await cursor.fetchall():
-        await conn.execute(sql("end_backend"), {"pid": pid})
+    await conn.execute(sql("end_expired_backends"), {"role": owner.role})
     cursor = await conn.execute(
         sql("take_leases"),
         {"role": owner.role, "shards": list(shards), "owner": owner.name, "lease_s": owner.lease_s},

@@ -7,10 +7,14 @@ from psycopg_pool import AsyncConnectionPool
 
 # A statement that runs a minute is stuck: the longest one we send, closing a catch-up of years, takes seconds.
 STATEMENT_TIMEOUT_S = 60
+# What processes work under: it cannot change or delete a journal (migration 0005). Migrating is the owner's.
+APPLICATION_ROLE = "prepaid_app"
 
 
-def session_options(*, idle_in_transaction_s: int | None = None, lock_timeout_s: int | None = None) -> str:
-    """Return the libpq `options` of a session.
+def session_options(
+    *, idle_in_transaction_s: int | None = None, lock_timeout_s: int | None = None, role: str | None = None
+) -> str:
+    """Return the libpq `options` of a session; without a `role` it has the rights of its login.
 
     `idle_in_transaction_s` must lie below the lease time for sessions that write under a lease, so that a paused
     owner's transaction ends before another takes its shard.
@@ -18,6 +22,8 @@ def session_options(*, idle_in_transaction_s: int | None = None, lock_timeout_s:
     options = [f"-c statement_timeout={STATEMENT_TIMEOUT_S}s", "-c timezone=UTC", "-c jit=off"]
     # A generic plan cannot leave partitions out: with a year of days, 50 ms a look instead of 5 (2026-11-21).
     options.append("-c plan_cache_mode=force_custom_plan")
+    if role is not None:
+        options.append(f"-c role={role}")
     if idle_in_transaction_s is not None:
         options.append(f"-c idle_in_transaction_session_timeout={idle_in_transaction_s}s")
     if lock_timeout_s is not None:
@@ -26,7 +32,12 @@ def session_options(*, idle_in_transaction_s: int | None = None, lock_timeout_s:
 
 
 async def connect(
-    url: str, *, application: str, idle_in_transaction_s: int | None = None, lock_timeout_s: int | None = None
+    url: str,
+    *,
+    application: str,
+    idle_in_transaction_s: int | None = None,
+    lock_timeout_s: int | None = None,
+    role: str | None = None,
 ) -> AsyncConnection:
     """Open one connection in autocommit mode; transactions are opened where they are needed."""
     return await AsyncConnection.connect(
@@ -34,12 +45,12 @@ async def connect(
         autocommit=True,
         application_name=application,
         connect_timeout=10,
-        options=session_options(idle_in_transaction_s=idle_in_transaction_s, lock_timeout_s=lock_timeout_s),
+        options=session_options(idle_in_transaction_s=idle_in_transaction_s, lock_timeout_s=lock_timeout_s, role=role),
     )
 
 
 def make_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
-    """Make a closed pool of autocommit connections; the caller opens and closes it."""
+    """Make a closed pool of autocommit connections under the application's role; the caller opens and closes it."""
     return AsyncConnectionPool(
         url,
         min_size=1,
@@ -51,6 +62,6 @@ def make_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPo
             "autocommit": True,
             "application_name": application,
             "connect_timeout": 10,
-            "options": session_options(idle_in_transaction_s=5, lock_timeout_s=5),
+            "options": session_options(idle_in_transaction_s=5, lock_timeout_s=5, role=APPLICATION_ROLE),
         },
     )

@@ -12,7 +12,6 @@ from datetime import date, timedelta
 
 import numpy as np
 from psycopg import AsyncConnection
-from psycopg import sql as compose
 
 from billing.calendar import from_ms, to_ms
 from db.binary_copy import encode_readings
@@ -43,10 +42,7 @@ async def partition_days(conn: AsyncConnection) -> set[date]:
 
 
 async def ensure_partitions(conn: AsyncConnection, days: Iterable[date]) -> int:
-    """Make the partitions of some UTC days that are missing; return how many were made.
-
-    A partition is made as a table and then attached, which does not lock readers and writers of the others out.
-    """
+    """Make the partitions of some UTC days that are missing; return how many were made."""
     missing = sorted(set(days) - await partition_days(conn))
     made = 0
     for day in missing:
@@ -54,23 +50,9 @@ async def ensure_partitions(conn: AsyncConnection, days: Iterable[date]) -> int:
             await conn.execute(sql("lock_partitions"))
             # Another process may have made it between our look and our turn.
             if day not in await partition_days(conn):
-                await _make_partition(conn, day)
+                await conn.execute(sql("make_partition"), {"day": day})
                 made += 1
     return made
-
-
-async def _make_partition(conn: AsyncConnection, day: date) -> None:
-    name = compose.Identifier(f"readings_{day:%Y%m%d}")
-    await conn.execute(
-        compose.SQL("create table {} (like readings including defaults including constraints)").format(name)
-    )
-    await conn.execute(
-        compose.SQL("alter table readings attach partition {} for values from ({}) to ({})").format(
-            name,
-            compose.Literal(f"{day:%Y-%m-%d} 00:00:00+00"),
-            compose.Literal(f"{day + timedelta(days=1):%Y-%m-%d} 00:00:00+00"),
-        )
-    )
 
 
 def partition_span(today: date) -> list[date]:

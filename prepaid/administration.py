@@ -16,6 +16,7 @@ from psycopg import AsyncConnection
 from db.audit import AuditReport, run_checks
 from db.errors import UnknownAccount
 from db.migrate import migrate
+from db.named import sql
 from db.pool import connect
 from db.registry import account_id_of, add_vendor
 from headend.edges.close_day import ClosedDays, close_day
@@ -37,6 +38,8 @@ def on_database(settings: Settings, work: Callable[[AsyncConnection], Awaitable[
     async def run(url: str) -> T:
         async with await connect(url, application="prepaid-admin") as conn:
             await migrate(conn)
+            # Migrating is the owner's; whatever follows has the rights of any other process.
+            await conn.execute(sql("work_as_application"))
             return await work(conn)
 
     with embedded_parts(only_database) as parts:

@@ -27,7 +27,7 @@ from billing.money import format_minor
 from billing.rating import total
 from db.audit import run_checks
 from db.orders import PostingRules
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from db.readings import ensure_partitions
 from db.registry import NewAccount, NewMeter, StsIdentity, add_meter, add_vendor, open_account
 from db.reports import (
@@ -155,7 +155,7 @@ async def _run(system: System, calendar: LocalCalendar, story: _Story, figures: 
     rules = PostingRules(calendar=calendar)
     vending_key = secrets.token_bytes(VENDING_KEY_BYTES)
     homes = [_home(number, vending_key) for number in range(HOMES)]
-    async with await connect(system.parts.database_url, application="prepaid-demo") as conn:
+    async with await connect(system.parts.database_url, application="prepaid-demo", role=APPLICATION_ROLE) as conn:
         api_key = await _register(conn, system.settings, homes, profile, rules, vending_key)
         story.tell(
             profile.start_ms[0],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from psycopg import AsyncConnection
 
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from prepaid.embedded.process import write_private
 from prepaid.settings import Settings, SettingsError
 from vending.edges.keys import add_vending_key, load_security_module
@@ -59,6 +59,6 @@ async def ensure_own_vending_key(conn: AsyncConnection, master: bytes, key: byte
 async def soft_security_module(settings: Settings, database_url: str) -> SoftSecurityModule:
     """Open the installation's soft security module."""
     master = master_key(settings)
-    async with await connect(database_url, application="prepaid-keys") as conn:
+    async with await connect(database_url, application="prepaid-keys", role=APPLICATION_ROLE) as conn:
         await ensure_own_vending_key(conn, master)
         return await load_security_module(conn, master)

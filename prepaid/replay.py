@@ -24,7 +24,7 @@ from billing.calendar import LocalCalendar, from_ms
 from billing.rating import Lines, total
 from billing.running import Point
 from db.orders import PostingRules
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from db.readings import ensure_partitions
 from db.registry import NewAccount, NewMeter, add_meter, open_account
 from db.reports import BatchTotals, Bill, accounts_of_meters, batch_totals, bills, count_events, count_lost, look_all
@@ -358,13 +358,15 @@ async def _on_database(system: System, work: Callable[[AsyncConnection], Awaitab
     """Do some work that may be done twice; again on a new connection if the database dies under it."""
     for wait_s in DATABASE_WAITS_S:
         try:
-            async with await connect(system.parts.database_url, application="prepaid-replay") as conn:
+            async with await connect(
+                system.parts.database_url, application="prepaid-replay", role=APPLICATION_ROLE
+            ) as conn:
                 return await work(conn)
         except OperationalError as error:
             _log.warning("database_away", detail=str(error).strip()[:200], retry_s=wait_s)
             await asyncio.sleep(wait_s)
             system.tend()
-    async with await connect(system.parts.database_url, application="prepaid-replay") as conn:
+    async with await connect(url, application="prepaid-replay", role=APPLICATION_ROLE) as conn:
         return await work(conn)
 
 

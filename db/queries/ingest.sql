@@ -9,13 +9,8 @@ from (
 where l.role = free.role and l.shard = free.shard
 returning l.shard, l.epoch, l.feed_from::text::bigint
 
--- expired_backends: sessions that still hold a lease row locked though the lease ran out
-select l.backend_pid from shard_leases l join pg_stat_activity a on a.pid = l.backend_pid
-where l.role = %(role)s and l.expires_at < clock_timestamp() and l.backend_pid <> pg_backend_pid()
-  and a.datname = current_database() and a.application_name = l.owner and a.xact_start is not null
-
--- end_backend: end one session of a paused owner
-select pg_terminate_backend(%(pid)s)
+-- end_expired_backends: end sessions that still hold a lease row locked though the lease ran out
+select end_expired_backends(%(role)s)
 
 -- fence: renew the leases of a batch; fewer rows than shards means that another owner has one
 update shard_leases l set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second',
@@ -83,11 +78,11 @@ cross join lateral (
 select k.n, b.read_at, b.import_wh, c.read_at, c.import_wh
 from unnest(%(ns)s::integer[], %(meter_ids)s::integer[], %(ats)s::timestamptz[]) as k(n, meter_id, at)
 left join lateral (
-    select r.read_at, r.import_wh from readings r
+    select r.read_at, r.import_wh from effective_readings r
     where r.meter_id = k.meter_id and r.read_at < k.at order by r.read_at desc limit 1
 ) b on true
 left join lateral (
-    select r.read_at, r.import_wh from readings r
+    select r.read_at, r.import_wh from effective_readings r
     where r.meter_id = k.meter_id and r.read_at > k.at order by r.read_at limit 1
 ) c on true
 
@@ -132,6 +127,9 @@ where id = (
 
 -- lock_partitions: one process at a time makes partitions; held to the end of the transaction
 select pg_advisory_xact_lock(7405206102)
+
+-- make_partition: a day's partition of the readings
+select make_readings_partition(%(day)s)
 
 -- partition_days: days that have a partition of readings
 select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'readings'::regclass

@@ -67,3 +67,6 @@ where tariffs.document = ''
 
 -- tariff_checksum: the checksum of a tariff's document
 select sha256 from tariffs where id = %(id)s
+
+-- work_as_application: give up the rights of the owner for the rest of a session
+set role prepaid_app

@@ -67,6 +67,11 @@ class StateCache:
         for serial in made.stale_serials:
             self._table.drop(serial)
 
+    def put(self, state: MeterState) -> None:
+        """Know a meter's state, as the database has it at the moment."""
+        self._table.put(state)
+        self._serial_of[state.account.id] = state.serial
+
     async def load(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
         """Read the states of meters not known yet; unknown serials stay unknown."""
         wanted = [serial for serial in set(serials) if serial not in self._table.place_of]
@@ -119,9 +124,7 @@ class StateCache:
             return
         views = await look(conn, account_ids, self._calendar)
         for view in views.values():
-            state = state_from_view(view, self._calendar)
-            self._table.put(state)
-            self._serial_of[view.id] = state.serial
+            self.put(state_from_view(view, self._calendar))
 
 
 def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:

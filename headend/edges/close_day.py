@@ -25,9 +25,13 @@ from db.posting import lock, post_days
 from db.readings import ensure_partitions, partition_span
 from db.sweeps import DaySweep
 
-# A range is one transaction: 2,000 accounts with an exact day each take some 0.1 s, for which a vend on one of them
-# would wait; ingest waits for none.
-ACCOUNTS_PER_RANGE = 2_000
+# A transaction of 2,000 accounts with an exact day each takes some 0.1 s, for which a vend on one of them would wait;
+# ingest waits for none. It takes every eighth account of its range: a page of the table is then rewritten an eighth at
+# a time, into the room that the eighth before has left, and does not grow (100 % heap-only; in id order 45 to 69 %,
+# and the table doubled within two days; 1 M accounts, 2026-11-22).
+ACCOUNTS_PER_TRANSACTION = 2_000
+STRIDES = 8
+ACCOUNTS_PER_RANGE = STRIDES * ACCOUNTS_PER_TRANSACTION
 # What has no exact end is closed one by one: 100 accounts with a day each are some 800 short statements, 0.1 s.
 ACCOUNTS_ONE_BY_ONE = 100
 # A batch that stores relay reports of the same meters can stand across a range; five times in a row it does not.
@@ -79,8 +83,10 @@ async def _close_exact_days(conn: AsyncConnection, sweep: DaySweep, found: Mappi
     closed = 0
     day = min(found.values())
     while day <= until:
-        ids = sorted(account_id for account_id, through in found.items() if through <= day)
-        closed += await _again_on_deadlock(partial(_close_exact_day, conn, sweep, ids, day))
+        for stride in range(STRIDES):
+            ids = sorted(number for number, through in found.items() if through <= day and number % STRIDES == stride)
+            if ids:
+                closed += await _again_on_deadlock(partial(_close_exact_day, conn, sweep, ids, day))
         day += ONE_DAY
     return closed
 

@@ -21,11 +21,11 @@ from db.batches import (
     add_quarantine,
     add_segment,
     ask_recheck,
+    batch_transaction,
     confirm_order,
-    open_batch,
     save_relay,
 )
-from db.leases import Lease, Owner, fence
+from db.leases import Lease, Owner
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock_free, post_readings
@@ -46,12 +46,8 @@ async def write_plan(
 
     Raises: LeaseLost; psycopg.errors.UniqueViolation when a reading planned as new is stored already.
     """
-    async with conn.transaction():
-        if made.late:
-            # What becomes of late readings is known, and counted, only after a look at the database.
-            await fence(conn, owner, [leases[shard] for shard in made.counts if shard is not None])
-        else:
-            await open_batch(conn, owner, leases, made.counts)
+    # What becomes of late readings is known, and counted, only after a look at the database.
+    async with batch_transaction(conn, owner, leases, made.counts, counted=not made.late):
         await _write_segments(conn, made)
         await _write_new(conn, made)
         if made.late:

@@ -27,7 +27,7 @@ from psycopg.errors import IdleInTransactionSessionTimeout
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from headend.validate import FUTURE_SLACK_MS
 from protocols.native import Command, OrderKind, Relay, encode_command
 from protocols.topics import SHARDS, command_topic
@@ -129,7 +129,10 @@ class Dispatcher:
     async def _session(self, port: CommandPort, stop: asyncio.Event) -> None:
         below_lease_s = max(1, int(self._settings.lease_s / 2))
         async with await connect(
-            self._settings.database_url, application=self._owner.name, idle_in_transaction_s=below_lease_s
+            self._settings.database_url,
+            application=self._owner.name,
+            idle_in_transaction_s=below_lease_s,
+            role=APPLICATION_ROLE,
         ) as conn:
             await conn.execute("listen orders")
             while not stop.is_set():

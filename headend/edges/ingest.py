@@ -25,7 +25,7 @@ from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
 from db.orders import PostingRules
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from db.readings import ensure_partitions, partition_days
 from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
@@ -116,6 +116,7 @@ class Ingest:
             application=self._owner.name,
             idle_in_transaction_s=below_lease_s,
             lock_timeout_s=below_lease_s,
+            role=APPLICATION_ROLE,
         ) as conn:
             self._days = await partition_days(conn)
             while not stop.is_set():

@@ -12,9 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing.calendar import to_ms
-from billing.rating import charge_to_date, total
+from billing.rating import total
 from billing.supply import Mode
 from billing.tariff_document import builtin_tariff
+from billing.terms import one_assignment, part_lines
 from db.accounts import look
 from db.posting import lock, post_days
 from db.registry import NewMeter, add_meter
@@ -483,5 +484,7 @@ async def _close(shop: Shop, until: date) -> None:
 
 
 def _bill(energy_wh: int, days: int) -> int:
-    tariff = builtin_tariff(TARIFF)
-    return total(charge_to_date(tariff, load_w=3_000, energy_wh=energy_wh, fixed_days=days, period_days=30))
+    month = date(2026, 4, 1)
+    part = one_assignment(builtin_tariff(TARIFF), load_w=3_000, opened_on=month).part_at(month)
+    through_day = month + timedelta(days=days - 1)
+    return total(part_lines(part, before_wh=0, energy_wh=energy_wh, zone_wh=(), through_day=through_day))

@@ -356,11 +356,10 @@ async def _tended(system: System, work: Coroutine[Any, Any, int]) -> int:
 
 async def _on_database(system: System, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """Do some work that may be done twice; again on a new connection if the database dies under it."""
+    url = system.parts.database_url
     for wait_s in DATABASE_WAITS_S:
         try:
-            async with await connect(
-                system.parts.database_url, application="prepaid-replay", role=APPLICATION_ROLE
-            ) as conn:
+            async with await connect(url, application="prepaid-replay", role=APPLICATION_ROLE) as conn:
                 return await work(conn)
         except OperationalError as error:
             _log.warning("database_away", detail=str(error).strip()[:200], retry_s=wait_s)

@@ -1,8 +1,17 @@
 """Alarm levels and the desired supply state, as a pure function of balance and settings.
 
 Stage: after every balance. Takes the account's levels and its balance; returns what changes: alarms to raise, the
-state supply should have. Knows nothing of meters, orders or messages. Exhaustion is not a disconnection and a
+state supply should have. Knows nothing of meters, orders, messages or days. Exhaustion is not a disconnection and a
 restore never costs anything (Supply Code 2024 item 17, R-17iii).
+
+The policy; the first row that holds decides:
+
+| account                                              | supply |
+|------------------------------------------------------|--------|
+| postpaid                                             | on     |
+| absent with a deposit, until the absence ends (R-23) | on     |
+| prepaid, balance above minus the emergency credit    | on     |
+| prepaid, balance at or below it                      | off    |
 """
 
 from __future__ import annotations
@@ -37,7 +46,8 @@ class Levels:
     """An account's alarm levels and desired supply.
 
     Invariants: a level is raised at most once per arm; arms only rise. `threshold_minor` is the balance the consumer
-    chose to be warned at; None means no warning before exhaustion.
+    chose to be warned at; None means no warning before exhaustion. `absent` holds from the deposit for a long absence
+    to the posting that ends it; `emergency_credit_minor` is the larger of the account's own and its category's.
     """
 
     mode: Mode
@@ -48,6 +58,7 @@ class Levels:
     exhausted_arm: int
     exhausted_raised: bool
     desired: Supply
+    absent: bool = False
 
     @property
     def cut_at_minor(self) -> int:
@@ -85,10 +96,13 @@ def crosses(levels: Levels, balance_minor: int) -> bool:
 
 
 def desired_supply(levels: Levels, balance_minor: int) -> Supply:
-    """Return the state supply should have: off only for a prepaid account whose credit is exhausted."""
-    if levels.mode is Mode.PREPAID and balance_minor <= levels.cut_at_minor:
-        return Supply.OFF
-    return Supply.ON
+    """Return the state supply should have: off only for a prepaid account whose credit is exhausted.
+
+    Source: Supply Code 2024 items 17 and 23 (R-17iii, R-23).
+    """
+    if levels.mode is Mode.POSTPAID or levels.absent:
+        return Supply.ON
+    return Supply.OFF if balance_minor <= levels.cut_at_minor else Supply.ON
 
 
 def decide(levels: Levels, balance_minor: int, *, may_rearm: bool) -> Decision:

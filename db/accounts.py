@@ -115,6 +115,11 @@ async def look(
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("look"), parameters)
         found = await rows.fetchall()
+    return await views_from_rows(conn, found)
+
+
+async def views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]) -> dict[int, AccountView]:
+    """Return the accounts of rows with the columns of `look`."""
     tariffs = await tariffs_by_checksum(conn, {checksum for row in found for checksum in row["tariffs"]})
     return {row["id"]: _view_from_row(row, tariffs) for row in found}
 
@@ -249,4 +254,6 @@ def _levels_from_row(row: dict[str, Any]) -> Levels:
         exhausted_arm=row["exhausted_arm"],
         exhausted_raised=row["exhausted_raised"],
         desired=Supply(row["desired"]),
+        # From the deposit to the posting that ends the absence, whatever day it is (db.conversions.end_absences).
+        absent=row["absent_until"] is not None,
     )

@@ -7,14 +7,17 @@ supersedes the meter's open one of that kind; epochs rise per meter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
 from billing.notices import NoticeKind, exhausted_notice, low_notice
+from billing.prepayment import recharge_to_keep
 from billing.supply import LevelName, Levels, Raised, Supply, restores_with_minor
 from db.accounts import AccountView
 from db.named import sql
+from db.prepayment import Prepayment, prepayment_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,37 @@ async def raise_alarm(
         text = low_notice(view.number, balance_minor, raised.level_minor)
         await add_notice(conn, view.id, NoticeKind.LOW, text)
     elif levels.desired is Supply.OFF:
-        text = exhausted_notice(view.number, balance_minor, restores_with_minor(levels, balance_minor))
-        await add_notice(conn, view.id, NoticeKind.EXHAUSTED, text)
+        prepayment = await prepayment_of(conn, view.id, view.checkpoint.through)
+        await add_notice(conn, view.id, NoticeKind.EXHAUSTED, cut_off_text(view, levels, balance_minor, prepayment))
+
+
+def cut_off_text(view: AccountView, levels: Levels, balance_minor: int, prepayment: Prepayment) -> str:
+    """Return the notice of exhausted credit: of the recharge that it asks for, earlier arrears take their share first."""
+    needed_minor = restores_with_minor(levels, balance_minor)
+    restores_minor = recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
+    return exhausted_notice(view.number, balance_minor, restores_minor)
+
+
+class SupplyStep(Enum):
+    """What brings a meter's supply in line with what its account should have."""
+
+    NOTHING = "nothing"
+    ORDER = "order"
+    ORDER_HELD = "order_held"
+    RELEASE = "release"
+
+
+def supply_step(view: AccountView, levels: Levels, *, rules: PostingRules, now_ms: int) -> SupplyStep:
+    """Compare the supply an account should have with what its meter has or was told.
+
+    A cut-off on the word of an old reading is held until the meter is heard again.
+    """
+    stale = rules.stale_ms is not None and now_ms - view.points[-1].at_ms > rules.stale_ms
+    open_order = view.open_order
+    told = open_order.relay if open_order else view.meter.relay or Supply.ON
+    if levels.desired is not told:
+        return SupplyStep.ORDER_HELD if stale and levels.desired is Supply.OFF else SupplyStep.ORDER
+    return SupplyStep.RELEASE if open_order and open_order.held and not stale else SupplyStep.NOTHING
 
 
 async def align_supply(
@@ -62,15 +94,9 @@ async def align_supply(
     rules: PostingRules,
     now_ms: int,
 ) -> None:
-    """Order the difference between the supply an account should have and what its meter has or was told.
-
-    A cut-off on the word of an old reading is written but held until the meter is heard again.
-    """
-    stale = rules.stale_ms is not None and now_ms - view.points[-1].at_ms > rules.stale_ms
-    open_order = view.open_order
-    told = open_order.relay if open_order else view.meter.relay or Supply.ON
-    if levels.desired is not told:
-        held = stale and levels.desired is Supply.OFF
+    """Order the difference between the supply an account should have and what its meter has or was told."""
+    step = supply_step(view, levels, rules=rules, now_ms=now_ms)
+    if step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD):
         await _order(
             conn,
             view,
@@ -79,10 +105,10 @@ async def align_supply(
             levels=levels,
             balance_minor=balance_minor,
             cause=cause,
-            held=held,
+            held=step is SupplyStep.ORDER_HELD,
         )
-    elif open_order and open_order.held and not stale:
-        await conn.execute(sql("release_order"), {"id": open_order.id})
+    elif step is SupplyStep.RELEASE and view.open_order:
+        await conn.execute(sql("release_order"), {"id": view.open_order.id})
         await conn.execute(sql("wake_dispatch"), {"shard": view.shard})
 
 

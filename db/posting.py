@@ -38,8 +38,8 @@ class Posted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Change:
-    """What is about to be written for one account."""
+class Change:
+    """What is about to be written for one account: for the modules of this package that post."""
 
     journals: tuple[Journal, ...] = ()
     checkpoint: Checkpoint
@@ -88,7 +88,7 @@ async def post_money(
     """Book a money event: a vend, reversal, opening credit, adjustment and so on. Minor units, signed."""
     journal = money_journal(kind, amount_minor, reason, about_id=about_id, correction_id=correction_id)
     before = view.checkpoint
-    change = _Change(
+    change = Change(
         journals=(journal,),
         checkpoint=replace(before, posted_minor=before.posted_minor + journal.prepaid_minor),
         levels=view.levels,
@@ -96,7 +96,7 @@ async def post_money(
         may_rearm=True,
         recharge_minor=amount_minor if kind is JournalKind.VEND else 0,
     )
-    return await _write(conn, view, change, rules, now_ms)
+    return await write_change(conn, view, change, rules, now_ms)
 
 
 async def post_days(
@@ -109,8 +109,8 @@ async def post_days(
     """
     if view.checkpoint.through > until:
         return None
-    change = _Change(checkpoint=view.checkpoint, levels=view.levels, cause="close_day")
-    if _may_move_closed_edges(view, None, rules.calendar):
+    change = Change(checkpoint=view.checkpoint, levels=view.levels, cause="close_day")
+    if may_move_closed_edges(view, None, rules.calendar):
         change = await _late_change(conn, view, change, None, rules.calendar)
     anchor = change.checkpoint.anchor
     points = (anchor, *(point for point in view.points if point.at_ms > anchor.at_ms))
@@ -127,21 +127,21 @@ async def post_days(
     )
     days = (day_journal(usage, view.terms.part_at(usage.day).tariff.levies) for usage, _ in closed)
     change = replace(change, journals=(*change.journals, *days), checkpoint=closed[-1][1])
-    return await _write(conn, view, change, rules, now_ms)
+    return await write_change(conn, view, change, rules, now_ms)
 
 
 async def post_threshold(
     conn: AsyncConnection, view: AccountView, threshold_minor: int | None, *, rules: PostingRules, now_ms: int
 ) -> Posted:
     """Change the balance at which the consumer is warned; one at or above the balance warns at once."""
-    change = _Change(
+    change = Change(
         checkpoint=view.checkpoint,
         levels=replace(view.levels, threshold_minor=threshold_minor),
         cause="threshold",
         may_rearm=True,
         threshold_changed=True,
     )
-    return await _write(conn, view, change, rules, now_ms)
+    return await write_change(conn, view, change, rules, now_ms)
 
 
 async def post_readings(
@@ -156,8 +156,8 @@ async def post_readings(
 
     `late_since_ms` is the earliest reading that came after later ones had been stored.
     """
-    change = _Change(checkpoint=view.checkpoint, levels=view.levels, cause="reading")
-    if _may_move_closed_edges(view, late_since_ms, rules.calendar):
+    change = Change(checkpoint=view.checkpoint, levels=view.levels, cause="reading")
+    if may_move_closed_edges(view, late_since_ms, rules.calendar):
         change = await _late_change(conn, view, change, late_since_ms, rules.calendar)
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
     decision = decide(view.levels, balance_minor, may_rearm=change.may_rearm)
@@ -165,7 +165,31 @@ async def post_readings(
     if unchanged and not change.journals:
         await align_supply(conn, view, view.levels, balance_minor, cause="reading", rules=rules, now_ms=now_ms)
         return None
-    return await _write(conn, view, change, rules, now_ms)
+    return await write_change(conn, view, change, rules, now_ms)
+
+
+async def write_change(
+    conn: AsyncConnection, view: AccountView, change: Change, rules: PostingRules, now_ms: int
+) -> Posted:
+    """Write one account's change: journals, checkpoint, alarms, orders, notices, feed. Under the account's lock."""
+    balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
+    decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
+    journal_ids = await _add_journals(conn, view.id, change.journals)
+    await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
+    await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
+    for raised in decision.raised:
+        await raise_alarm(conn, view, raised, decision.levels, balance_minor)
+    await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
+    rearmed = decision.levels.low_arm > change.levels.low_arm
+    low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
+    if (change.threshold_changed or rearmed) and not low_raised:
+        await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
+    if change.recharge_minor:
+        text = recharged_notice(view.number, change.recharge_minor, balance_minor)
+        await add_notice(conn, view.id, NoticeKind.RECHARGED, text)
+    if decision.supply is Supply.ON:
+        await add_notice(conn, view.id, NoticeKind.RESTORED, restored_notice(view.number, balance_minor))
+    return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
 
 
 def silent_over_part_end(view: AccountView, calendar: LocalCalendar) -> bool:
@@ -174,14 +198,15 @@ def silent_over_part_end(view: AccountView, calendar: LocalCalendar) -> bool:
     return view.terms.opened_on < part.first and view.points[0].at_ms < calendar.midnight_ms(part.first)
 
 
-def _may_move_closed_edges(view: AccountView, late_since_ms: int | None, calendar: LocalCalendar) -> bool:
+def may_move_closed_edges(view: AccountView, late_since_ms: int | None, calendar: LocalCalendar) -> bool:
+    """Tell whether readings may have moved an edge that is closed, so that usage has to be booked again."""
     # Any late reading may: one that comes after a closed edge is its new neighbour if nothing was read between.
     return late_since_ms is not None or (len(view.points) > 1 and silent_over_part_end(view, calendar))
 
 
 async def _late_change(
-    conn: AsyncConnection, view: AccountView, change: _Change, late_since_ms: int | None, calendar: LocalCalendar
-) -> _Change:
+    conn: AsyncConnection, view: AccountView, change: Change, late_since_ms: int | None, calendar: LocalCalendar
+) -> Change:
     """Find what late readings make closed parts short of, and book it."""
     since_ms = view.points[0].at_ms if late_since_ms is None else min(late_since_ms, view.points[0].at_ms)
     install = Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
@@ -230,28 +255,6 @@ def _balance_minor(checkpoint: Checkpoint, view: AccountView, calendar: LocalCal
     return running_balance(checkpoint, view.terms, points, calendar)
 
 
-async def _write(conn: AsyncConnection, view: AccountView, change: _Change, rules: PostingRules, now_ms: int) -> Posted:
-    """Write one account's change: journals, checkpoint, alarms, orders, notices, feed."""
-    balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
-    decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
-    journal_ids = await _add_journals(conn, view.id, change.journals)
-    await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
-    await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
-    for raised in decision.raised:
-        await raise_alarm(conn, view, raised, decision.levels, balance_minor)
-    await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
-    rearmed = decision.levels.low_arm > change.levels.low_arm
-    low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
-    if (change.threshold_changed or rearmed) and not low_raised:
-        await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
-    if change.recharge_minor:
-        text = recharged_notice(view.number, change.recharge_minor, balance_minor)
-        await add_notice(conn, view.id, NoticeKind.RECHARGED, text)
-    if decision.supply is Supply.ON:
-        await add_notice(conn, view.id, NoticeKind.RESTORED, restored_notice(view.number, balance_minor))
-    return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
-
-
 async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequence[Journal]) -> tuple[int, ...]:
     """Append journals and their legs, two statements whatever their number; return the ids in order."""
     if not journals:
@@ -292,7 +295,7 @@ async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequen
     return ids
 
 
-def _account_parameters(account_id: int, change: _Change, levels: Levels) -> dict[str, object]:
+def _account_parameters(account_id: int, change: Change, levels: Levels) -> dict[str, object]:
     checkpoint = change.checkpoint
     return {
         "id": account_id,

@@ -17,16 +17,20 @@ import typer
 
 from billing.money import BillingError, parse_amount
 from billing.rating import total
-from billing.tariff import builtin_tariff
+from billing.tariff_document import builtin_tariff
 from db.errors import DatabaseError
 from headend.edges.stream import StreamError
 from meter_sim.recorded import ProfileError, parse_profile
 from prepaid import console
+from prepaid.account_commands import print_statement
 from prepaid.bench_commands import bench_app
+from prepaid.money_commands import add_account_commands, money_app, rules_app
 from prepaid.processes import calendar_of
+from prepaid.report_commands import report_app
 from prepaid.settings import PrepaidError, Settings, load_settings
 from prepaid.sts_commands import sts_app
 from prepaid.system import running_system
+from prepaid.tariff_commands import tariffs_app
 
 app = typer.Typer(
     name="prepaid",
@@ -43,8 +47,14 @@ app.add_typer(bill_app, name="bill")
 app.add_typer(sts_app, name="sts")
 app.add_typer(meters_app, name="meters")
 app.add_typer(accounts_app, name="accounts")
+accounts_app.command(name="statement")(print_statement)
+add_account_commands(accounts_app)
+app.add_typer(money_app, name="money")
+app.add_typer(rules_app, name="rules")
 app.add_typer(vendors_app, name="vendors")
+app.add_typer(tariffs_app, name="tariffs")
 app.add_typer(bench_app, name="bench")
+app.add_typer(report_app, name="report")
 
 DEFAULT_TARIFF = "punjab-ds-2026-27"
 # What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
@@ -219,23 +229,31 @@ def audit(data: DataDir = None, json_output: Json = False) -> None:
 def preview(
     file: Annotated[Path, typer.Argument(help="A recorded profile.")],
     load_kw: Annotated[str, typer.Option(help="Sanctioned load in kW, e.g. 3 or 4.5.")],
-    tariff: Annotated[str, typer.Option(help="Built-in tariff.")] = DEFAULT_TARIFF,
+    tariff: Annotated[str, typer.Option(help="Built-in tariff, or the file of a document.")] = DEFAULT_TARIFF,
+    area: Annotated[str, typer.Option(help="Type of area, by which levies differ.")] = "urban",
+    own_meter: Annotated[bool, typer.Option("--own-meter", help="The meter is the consumer's: no rent.")] = False,
     month: Annotated[str | None, typer.Option(help="Only this month, YYYY-MM.")] = None,
     json_output: Json = False,
 ) -> None:
     """What a load profile would cost, month by month and line by line, without a database."""
     from prepaid.preview import preview as make_preview
+    from prepaid.preview import tariff_of
 
     settings = _settings(None)
     load_w = _load_w(load_kw)
     profile = parse_profile(file.name, file.read_bytes())
-    bills = make_preview(profile, builtin_tariff(tariff), load_w=load_w, calendar=calendar_of(settings))
+    known = tariff_of(tariff)
+    calendar = calendar_of(settings)
+    bills = make_preview(profile, known, load_w=load_w, calendar=calendar, area=area, meter_rent=not own_meter)
     if month is not None:
         bills = [bill for bill in bills if f"{bill.period:%Y-%m}" == month]
     if json_output:
         console.print_json(
             {
-                "tariff": tariff,
+                "tariff": known.id,
+                "currency": known.currency,
+                "area": area,
+                "meter_rent": not own_meter,
                 "load_w": load_w,
                 "time_zone": settings.time_zone,
                 "energy_wh": sum(bill.energy_wh for bill in bills),

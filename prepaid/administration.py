@@ -19,7 +19,7 @@ from db.migrate import migrate
 from db.named import sql
 from db.pool import connect
 from db.registry import account_id_of, add_vendor
-from headend.edges.close_day import ClosedDays, close_day
+from headend.edges.close_day import ClosedDays, close_day, settle_prepayment
 from prepaid.console import progress_bars
 from prepaid.embedded import embedded_parts
 from prepaid.processes import calendar_of, rules_of
@@ -72,7 +72,9 @@ def run_close_day(settings: Settings, until: date) -> ClosedDays:
                 accounts += number
                 bars("accounts closed", accounts, accounts)
 
-            return await close_day(conn, until, rules=rules, progress=count)
+            closed = await close_day(conn, until, rules=rules, progress=count)
+        await settle_prepayment(conn, until, rules=rules)
+        return closed
 
     return on_database(settings, work)
 

@@ -50,9 +50,10 @@ def rupees(amount_minor: int) -> str:
 def print_lines(title: str, lines: Lines) -> None:
     """Print the lines of a bill and their sum."""
     out.print(title)
+    width = max([12, *map(len, lines)])
     for name, amount_minor in lines.items():
-        out.print(f"  {name:<12} {format_minor(amount_minor):>14}")
-    out.print(f"  {'total':<12} {format_minor(total(lines)):>14}")
+        out.print(f"  {name:<{width}} {format_minor(amount_minor):>14}")
+    out.print(f"  {'total':<{width}} {format_minor(total(lines)):>14}")
 
 
 @contextmanager

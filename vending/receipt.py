@@ -36,10 +36,12 @@ class ReceiptLine:
 class Receipt:
     """A vend that was credited.
 
-    Invariants: `balance_after_minor = balance_before_minor + amount_minor`; `restores_with_minor` is 0 exactly when
-    supply should be on after the vend. `supply_before` is what the meter last reported, `supply_after` what it
-    should have now; `energy_wh` is about what the credit that the recharge leaves pays for at
-    this month's rates.
+    Invariants: `balance_after_minor = balance_before_minor + amount_minor - earlier_arrears_paid_minor`, and the token
+    carries what is kept, not what is recovered; `restores_with_minor` is 0 exactly when supply should be on after the
+    vend, and counts in what the next recharge loses to arrears. Earlier arrears are those brought in from before
+    prepayment; a balance below zero is not one of them. `supply_before` is what the meter last reported, `supply_after`
+    what it should have now; `energy_wh` is about what the credit that the recharge leaves pays for at this month's
+    rates.
     """
 
     message_id: str
@@ -60,29 +62,41 @@ class Receipt:
     rebate_basis_points: int
     energy_wh: int
     issued_ms: int
+    earlier_arrears_paid_minor: int = 0
+    earlier_arrears_left_minor: int = 0
 
     def __post_init__(self) -> None:
-        after_minor = self.balance_before_minor + self.amount_minor
+        after_minor = self.balance_before_minor + self.kept_minor
         assert self.balance_after_minor == after_minor, f"receipt {self.message_id}: balances differ by another amount"
         restored = self.restores_with_minor == 0
         assert restored == (self.supply_after is Supply.ON), f"receipt {self.message_id}: supply against what restores"
 
     @property
+    def kept_minor(self) -> int:
+        """How much of the recharge was credited to the balance for good."""
+        return self.amount_minor - self.earlier_arrears_paid_minor
+
+    @property
     def arrears_cleared_minor(self) -> int:
         """How much of the recharge went to energy used on debt."""
-        return min(self.amount_minor, max(0, -self.balance_before_minor))
+        return min(self.kept_minor, max(0, -self.balance_before_minor))
 
 
 def receipt_lines(receipt: Receipt) -> Iterator[ReceiptLine]:
     """Yield the lines in the order they are printed."""
     cash = f"{receipt.currency} "
     yield _money_line("recharge", f"Recharge received: {cash}", receipt.amount_minor)
+    if receipt.earlier_arrears_paid_minor:
+        label = f"Paid towards earlier arrears: {cash}"
+        yield _money_line("earlier_arrears_paid", label, receipt.earlier_arrears_paid_minor)
     if receipt.arrears_cleared_minor:
         yield _money_line("arrears", f"Arrears cleared: {cash}", receipt.arrears_cleared_minor)
     if receipt.balance_after_minor >= 0:
         yield _money_line("credit", f"Credit on account: {cash}", receipt.balance_after_minor)
     else:
         yield _money_line("arrears_left", f"Arrears left: {cash}", -receipt.balance_after_minor)
+    if receipt.earlier_arrears_left_minor:
+        yield _money_line("earlier_arrears_left", f"Earlier arrears left: {cash}", receipt.earlier_arrears_left_minor)
     kwh = receipt.energy_wh // _WH_PER_TENTH_KWH
     text = f"About {kwh // 10}.{kwh % 10} kWh at this month's rates, before fixed charges"
     yield ReceiptLine(code="energy", text=text)
@@ -107,6 +121,8 @@ def receipt_to_api(receipt: Receipt) -> dict[str, object]:
         **money_to_api("amount", receipt.amount_minor),
         **money_to_api("balance_before", receipt.balance_before_minor),
         **money_to_api("balance_after", receipt.balance_after_minor),
+        **money_to_api("earlier_arrears_paid", receipt.earlier_arrears_paid_minor),
+        **money_to_api("earlier_arrears_left", receipt.earlier_arrears_left_minor),
         "tid": receipt.tid,
         "token": {
             "digits": receipt.token.digits,

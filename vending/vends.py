@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from billing.calendar import from_ms
 from billing.money import MINOR_PER_MAJOR, format_minor, parse_amount
+from billing.prepayment import CategoryRules
 from billing.supply import Mode
 from vending.security import (
     CreditKeyTypeRefused,
@@ -223,6 +224,15 @@ def judge_amount(amount_minor: int, limits: VendLimits) -> Declined | None:
             limit_minor=limits.max_minor,
         )
     return None
+
+
+def category_limits(outer: VendLimits, rules: CategoryRules) -> VendLimits:
+    """Narrow an installation's limits to a category's; where the two do not meet, the installation's bound holds."""
+
+    def bounded(amount_minor: int) -> int:
+        return min(max(amount_minor, outer.min_minor), outer.max_minor)
+
+    return VendLimits(min_minor=bounded(rules.recharge_min_minor), max_minor=bounded(rules.recharge_max_minor))
 
 
 def judge_vendor(*, name: str, active: bool) -> Declined | None:

@@ -19,6 +19,7 @@ from psycopg.errors import DeadlockDetected
 
 from billing.terms import ONE_DAY
 from db.accounts import look
+from db.conversions import apply_category_credit, end_absences, pay_instalments
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock, post_days
@@ -78,6 +79,18 @@ async def close_day(
     return ClosedDays(accounts=accounts, days=exact + others, exact=exact)
 
 
+async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: PostingRules) -> None:
+    """Do what falls due once a day's usage is posted; harmless twice.
+
+    Absences that are over give their deposits back, instalments of security are paid, and accounts get the emergency
+    credit that their category has from the next day on.
+    """
+    today = until + ONE_DAY
+    await end_absences(conn, today, rules=rules, clock=_now_ms)
+    await pay_instalments(conn, until, rules=rules, clock=_now_ms)
+    await apply_category_credit(conn, today, rules=rules, clock=_now_ms)
+
+
 async def _close_exact_days(conn: AsyncConnection, sweep: DaySweep, found: Mapping[int, date], until: date) -> int:
     """Close day after day of a range in batches; an account without an exact end stays where it is."""
     closed = 0
@@ -114,7 +127,7 @@ async def _close_one_by_one(conn: AsyncConnection, ids: Sequence[int], until: da
         await lock(conn, ids)
         views = await look(conn, ids, rules.calendar, step="day")
         for _, view in sorted(views.items()):
-            posted = await post_days(conn, view, until, rules=rules, now_ms=time.time_ns() // 1_000_000)
+            posted = await post_days(conn, view, until, rules=rules, now_ms=_now_ms())
             days += (until - view.checkpoint.through).days + 1 if posted else 0
     return days
 
@@ -127,3 +140,7 @@ async def _again_on_deadlock(close: Callable[[], Awaitable[int]]) -> int:
         except DeadlockDetected:
             await asyncio.sleep(DEADLOCK_WAIT_S)
     return await close()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -226,6 +226,8 @@ def test_openapi_shows_every_route_with_examples(database_url: str) -> None:
                 "/v1/meters/{serial}",
                 "/v1/accounts/{id}",
                 "/v1/accounts/{id}/threshold",
+                "/v1/accounts/{id}/statement",
+                "/v1/accounts/{id}/balance",
                 "/v1/tokens/verify",
                 "/health",
                 "/metrics",

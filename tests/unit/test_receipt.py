@@ -63,6 +63,27 @@ def test_recharge_of_a_credit_shows_no_arrears() -> None:
     assert lines["credit"] == "Credit on account: INR 501.00"
 
 
+def test_recharge_that_earlier_arrears_share_says_what_they_took_and_what_is_left() -> None:
+    """What is recovered comes before what the balance owed; the balance rises by the rest only."""
+    receipt = replace(
+        RECEIPT, balance_after_minor=25_500, earlier_arrears_paid_minor=12_500, earlier_arrears_left_minor=87_500
+    )
+    assert (receipt.kept_minor, receipt.arrears_cleared_minor) == (37_500, 12_000)
+    lines = lines_of(receipt)
+    assert list(lines)[:5] == ["recharge", "earlier_arrears_paid", "arrears", "credit", "earlier_arrears_left"]
+    assert lines["earlier_arrears_paid"] == "Paid towards earlier arrears: INR 125.00"
+    assert lines["credit"] == "Credit on account: INR 255.00"
+    assert lines["earlier_arrears_left"] == "Earlier arrears left: INR 875.00"
+    answer = receipt_to_api(receipt)
+    assert (answer["earlier_arrears_paid"], answer["earlier_arrears_left_minor"]) == ("125.00", 87_500)
+
+
+def test_receipt_whose_balance_ignores_the_recovery_is_our_bug() -> None:
+    """The invariant ties the balances to what is kept."""
+    with pytest.raises(AssertionError, match="balances differ"):
+        replace(RECEIPT, earlier_arrears_paid_minor=1)
+
+
 def test_recharge_that_leaves_a_debt_says_how_much_more_restores() -> None:
     """Supply stays off and the missing amount is named."""
     receipt = replace(

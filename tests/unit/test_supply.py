@@ -56,6 +56,28 @@ def test_desired_supply_of_a_postpaid_account_is_always_on() -> None:
     assert desired_supply(replace(QUIET, mode=Mode.POSTPAID), -(10**9)) is Supply.ON
 
 
+def test_desired_supply_of_an_absent_consumer_with_a_deposit_is_on() -> None:
+    """Supply is not cut during a long absence that fixed charges were deposited for (R-23)."""
+    absent = replace(QUIET, absent=True)
+    assert desired_supply(absent, -(10**9)) is Supply.ON
+    decision = decide(absent, -1_000, may_rearm=False)
+    assert (decision.raised, decision.supply) == ((LOW,), None)
+    assert restores_with_minor(absent, -(10**9)) == 0
+
+
+def test_end_of_an_absence_cuts_an_exhausted_account_and_raises_its_alarm() -> None:
+    """What the absence held back is decided as soon as it is over."""
+    decision = decide(replace(QUIET, low_raised=True), -1_000, may_rearm=True)
+    assert (decision.raised, decision.supply) == ((EXHAUSTED,), Supply.OFF)
+
+
+def test_beginning_of_an_absence_restores_an_account_that_was_cut() -> None:
+    """The deposit alone brings supply back, and the exhaustion may ring again afterwards."""
+    decision = decide(replace(EMPTY, absent=True), -2_000, may_rearm=True)
+    assert (decision.supply, decision.levels.exhausted_raised) == (Supply.ON, False)
+    assert decision.levels.exhausted_arm == EMPTY.exhausted_arm + 1
+
+
 def test_decide_above_every_level_changes_nothing() -> None:
     """A comfortable balance is silent."""
     decision = decide(QUIET, 5_001, may_rearm=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from billing.calendar import to_ms
 from billing.money import BadAmount
+from billing.prepayment import builtin_rules_text, parse_rules
 from billing.supply import Mode
 from meter_sim.token_reader import CreditUnit, EntryResult, TokenReader
 from vending.security import SealedVendingKey, SoftSecurityModule, seal_vending_key
@@ -27,6 +28,7 @@ from vending.vends import (
     StsFields,
     VendLimits,
     VendRequest,
+    category_limits,
     choose_tid,
     issue_token,
     judge_amount,
@@ -247,3 +249,22 @@ def test_thirteen_digit_drn_takes_the_short_issuer_number() -> None:
     """11 digits go with IIN 600727, 13 with 0000."""
     assert record_of(FIELDS).iin == "600727"
     assert record_of(replace(FIELDS, drn="0000000000000")).iin == "0000"
+
+
+@pytest.mark.parametrize(
+    ("recharge", "limits"),
+    [
+        # Inside, wider than, below and above the installation's bounds of 1,000 to 5,000,000.
+        ((20_000, 60_000), (20_000, 60_000)),
+        ((1, 9_000_000), (1_000, 5_000_000)),
+        ((1, 500), (1_000, 1_000)),
+        ((6_000_000, 9_000_000), (5_000_000, 5_000_000)),
+    ],
+)
+def test_category_limits_stay_inside_the_installations(recharge: tuple[int, int], limits: tuple[int, int]) -> None:
+    """A category narrows what the installation allows and never widens it."""
+    least_minor, most_minor = recharge
+    rules = replace(
+        parse_rules(builtin_rules_text()).default, recharge_min_minor=least_minor, recharge_max_minor=most_minor
+    )
+    assert category_limits(LIMITS, rules) == VendLimits(min_minor=limits[0], max_minor=limits[1])

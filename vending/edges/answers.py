@@ -129,6 +129,7 @@ def account_to_api(
         "low_alarm": view.levels.low_raised,
         **money_to_api("emergency_credit", view.levels.emergency_credit_minor),
         **money_to_api("earlier_arrears", prepayment.arrears_minor),
+        "absent_until": None if prepayment.absent_until is None else prepayment.absent_until.isoformat(),
         "last_recharge": None
         if recharge is None
         else {**money_to_api("amount", recharge[0]), "at": recharge[1].isoformat(timespec="milliseconds")},

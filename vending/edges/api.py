@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.calendar import LocalCalendar
 from billing.money import BadAmount
+from billing.statement import StatementError
 from db.orders import PostingRules
 from db.pool import make_pool
 from vending.edges.answers import error_to_api
@@ -26,6 +27,7 @@ from vending.edges.body_limit import BODY_BYTES_MAX, BODY_TIMEOUT_S, BodyLimit
 from vending.edges.errors import RequestDeclined, TokenUnreadable
 from vending.edges.metrics import VendingMetrics
 from vending.edges.routes import AppState, answer, router, state_of
+from vending.edges.statement_routes import statement_router
 from vending.edges.store import Desk
 from vending.security import SecurityModule
 from vending.sts.errors import MalformedToken
@@ -59,6 +61,8 @@ STATUS_OF_DECLINE: Mapping[DeclineReason, int] = {
 _STATUS_OF_CODE: Mapping[str, int] = {
     "malformed": 400,
     "bad_amount": 400,
+    "bad_instant": 400,
+    "bad_period": 400,
     "drn_check_digit": 400,
     "malformed_token": 400,
     "api_key_wrong": 401,
@@ -66,6 +70,7 @@ _STATUS_OF_CODE: Mapping[str, int] = {
     "unknown_account": 404,
     "unknown_vend": 404,
     "message_id_reused": 409,
+    "period_too_long": 422,
     "token_not_issued": 422,
 }
 _CODE_OF_STATUS: Mapping[int, str] = {404: "unknown_path", 405: "method_not_allowed"}
@@ -115,6 +120,7 @@ def create_app(
 
     app = FastAPI(title="Prepaid vending", version="1", lifespan=lifespan, redirect_slashes=False)
     app.include_router(router)
+    app.include_router(statement_router)
     _add_error_answers(app)
     # The one added last sees a request first.
     app.add_middleware(
@@ -167,7 +173,7 @@ class _Observed:
 
 def _add_error_answers(app: FastAPI) -> None:
     """Give every kind of failure its answer."""
-    for kind in (VendingError, BadAmount, MalformedToken):
+    for kind in (VendingError, BadAmount, MalformedToken, StatementError):
         app.add_exception_handler(kind, _coded)
     app.add_exception_handler(TokenUnreadable, _unreadable)
     app.add_exception_handler(RequestDeclined, _declined)
@@ -180,7 +186,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
 
 async def _coded(request: Request, error: Exception) -> Response:
-    assert isinstance(error, VendingError | BadAmount | MalformedToken), type(error)
+    assert isinstance(error, VendingError | BadAmount | MalformedToken | StatementError), type(error)
     headers = {"www-authenticate": "ApiKey"} if error.code == "api_key_wrong" else None
     return _refuse(request, error.code, str(error), _STATUS_OF_CODE[error.code], headers)
 

@@ -23,6 +23,12 @@ class AccountUnknown(VendingError):
     code = "unknown_account"
 
 
+class BadInstant(VendingError):
+    """No instant of the calendar, or one that has not passed."""
+
+    code = "bad_instant"
+
+
 class VendUnknown(VendingError):
     """No vend of that message id by this vendor."""
 

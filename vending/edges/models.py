@@ -31,6 +31,10 @@ _VEND_EXAMPLE: JsonDict = {
     "balance_before_minor": -12000,
     "balance_after": "380.00",
     "balance_after_minor": 38000,
+    "earlier_arrears_paid": "0.00",
+    "earlier_arrears_paid_minor": 0,
+    "earlier_arrears_left": "0.00",
+    "earlier_arrears_left_minor": 0,
     "tid": 6779175,
     "token": {
         "digits": _TOKEN_GROUPED.replace(" ", ""),
@@ -153,6 +157,10 @@ class VendAnswer(AnswerBody):
     balance_before_minor: int
     balance_after: Money
     balance_after_minor: int
+    earlier_arrears_paid: Money = Field(description="the share of this recharge that arrears of before prepayment took")
+    earlier_arrears_paid_minor: int
+    earlier_arrears_left: Money
+    earlier_arrears_left_minor: int
     tid: int
     token: TokenOfVend
     supply: SupplyOfVend
@@ -161,7 +169,7 @@ class VendAnswer(AnswerBody):
 
 
 class SupplyView(AnswerBody):
-    """Desired supply, what the meter last reported, and the smallest recharge that restores it."""
+    """Desired supply, what the meter last reported, and the smallest recharge that restores it after recovery."""
 
     desired: SupplyState
     reported: SupplyState | None
@@ -188,13 +196,20 @@ class MeterAnswer(AnswerBody):
     consumer: str = Field(examples=["G*** S***"])
     mode: Literal["prepaid", "postpaid"]
     currency: str = Field(examples=["INR"])
-    arrears: Money
+    arrears: Money = Field(description="what the balance lies below zero")
     arrears_minor: int
+    earlier_arrears: Money = Field(description="arrears of before prepayment, which take a share of each recharge")
+    earlier_arrears_minor: int
+    recovery_share_basis_points: int = Field(description="that share, while there are earlier arrears; 2500 is 25 %")
+    recovery_floor: Money = Field(description="what stays with the consumer of every recharge")
+    recovery_floor_minor: int
     supply: SupplyView
     vend_min: Money
     vend_min_minor: int
     vend_max: Money
     vend_max_minor: int
+    cash_max: Money = Field(description="the most to take in cash; above it digital modes only")
+    cash_max_minor: int
     sell_at_least: Money = Field(description="the smallest vend that is accepted and leaves supply on")
     sell_at_least_minor: int
     vendable: bool
@@ -236,6 +251,11 @@ class AccountAnswer(AnswerBody):
     low_alarm: bool
     emergency_credit: Money
     emergency_credit_minor: int
+    earlier_arrears: Money
+    earlier_arrears_minor: int
+    absent_until: str | None = Field(
+        description="long absence with a deposit: not cut off before", examples=["2027-03-01"]
+    )
     last_recharge: RechargeView | None
 
 

@@ -14,13 +14,16 @@ from psycopg import AsyncConnection
 
 from billing.calendar import from_ms
 from billing.estimate import energy_bought_wh
-from billing.journals import JournalKind
 from billing.money import parse_amount
+from billing.prepayment import Split, recharge_to_keep, split_recharge
+from billing.running import Walk
 from billing.supply import restores_with_minor
 from db.accounts import AccountView, look, points_around
 from db.errors import UnknownAccount
+from db.money_events import post_recharge
 from db.orders import PostingRules
-from db.posting import Posted, lock_and_look, post_money, post_threshold
+from db.posting import Posted, lock_and_look, post_threshold
+from db.prepayment import Prepayment, prepayment_of
 from db.vends import (
     MeterStsRow,
     NamedMeter,
@@ -67,6 +70,7 @@ from vending.vends import (
     StsFields,
     VendLimits,
     VendRequest,
+    category_limits,
     choose_tid,
     declined_by_module,
     issue_token,
@@ -174,7 +178,9 @@ async def confirm_meter(conn: AsyncConnection, desk: Desk, caller: Caller, text:
     sts = await read_meter_sts(conn, meter.id)
     refusal = judge_mode(view.levels.mode, view.number) or _judge_sts(desk, meter, sts)
     consumer = await read_consumer_name(conn, view.id)
-    return meter_to_api(meter, view, consumer, refusal, limits=desk.limits, calendar=desk.rules.calendar)
+    prepayment = await _prepayment(conn, desk, view, desk.clock())
+    limits = category_limits(desk.limits, prepayment.rules)
+    return meter_to_api(meter, view, consumer, prepayment, refusal, limits=limits, calendar=desk.rules.calendar)
 
 
 async def read_account(conn: AsyncConnection, desk: Desk, caller: Caller, number: str) -> dict[str, object]:
@@ -191,7 +197,8 @@ async def read_account(conn: AsyncConnection, desk: Desk, caller: Caller, number
     midnight = from_ms(calendar.midnight_ms(money_day(view, calendar)))
     around = await points_around(conn, view.meter, [midnight])
     recharge = await read_last_recharge(conn, account_id)
-    return account_to_api(view, day_use(view, around, calendar), recharge, calendar)
+    prepayment = await _prepayment(conn, desk, view, desk.clock())
+    return account_to_api(view, day_use(view, around, calendar), recharge, prepayment, calendar)
 
 
 async def set_threshold(
@@ -263,25 +270,29 @@ async def _sell(conn: AsyncConnection, desk: Desk, vendor: VendorCaller, request
     view = await _locked_view(conn, desk, meter)
     if isinstance(view, Declined):
         return view
-    declined = judge_mode(view.levels.mode, view.number)
+    now_ms = desk.clock()
+    prepayment = await _prepayment(conn, desk, view, now_ms)
+    limits = category_limits(desk.limits, prepayment.rules)
+    declined = judge_mode(view.levels.mode, view.number) or judge_amount(request.amount_minor, limits)
     if declined:
         return declined
+    split = split_recharge(request.amount_minor, prepayment.arrears_minor, prepayment.rules)
     sts = await read_meter_sts(conn, meter.id)
     if sts is None:
         return _without_sts(meter)
-    now_ms = desk.clock()
     # The one call to a security module inside a transaction: the soft module computes in this process, without
     # waiting for anything. A module behind a wire has to be asked before, with the TID committed first.
-    issued = issue_token(desk.security_module, _fields(sts), request.amount_minor, now_ms=now_ms)
+    # The token carries what the account keeps: a meter that counts down on its own must not give more than that.
+    issued = issue_token(desk.security_module, _fields(sts), split.kept_minor, now_ms=now_ms)
     if isinstance(issued, Declined):
         return issued
     await take_tid(conn, meter.id, issued.tid)
-    posted = await post_money(
-        conn, view, JournalKind.VEND, request.amount_minor, rules=desk.rules, now_ms=now_ms, reason=None
-    )
+    posted = await post_recharge(conn, view, split, rules=desk.rules, now_ms=now_ms)
     balance_before_minor = view.balance_minor(desk.rules.calendar)
-    used_wh = view.period_energy_wh(desk.rules.calendar)
-    receipt = _receipt(vendor, request, view, sts, issued, posted, balance_before_minor, used_wh, now_ms)
+    walk = view.walk(desk.rules.calendar)
+    receipt = _receipt(
+        vendor, request, view, sts, issued, posted, prepayment, split, balance_before_minor, walk, now_ms
+    )
     return _Sale(receipt=receipt, account_id=view.id, meter_id=meter.id, journal_id=posted.journal_ids[0])
 
 
@@ -292,13 +303,17 @@ def _receipt(
     sts: MeterStsRow,
     issued: IssuedToken,
     posted: Posted,
+    prepayment: Prepayment,
+    split: Split,
     balance_before_minor: int,
-    used_wh: int,
+    walk: Walk,
     now_ms: int,
 ) -> Receipt:
     levels = posted.decision.levels
     # What clears arrears was used before: only the credit that is left buys energy.
-    credit_minor = min(request.amount_minor, max(0, posted.balance_minor))
+    credit_minor = min(split.kept_minor, max(0, posted.balance_minor))
+    left_minor = prepayment.arrears_minor - split.recovered_minor
+    needed_minor = restores_with_minor(levels, posted.balance_minor)
     return Receipt(
         message_id=request.message_id,
         vendor=vendor.name,
@@ -314,10 +329,17 @@ def _receipt(
         token_amount_e5=issued.amount_e5,
         supply_before=supply_state(view),
         supply_after=levels.desired,
-        restores_with_minor=restores_with_minor(levels, posted.balance_minor),
+        restores_with_minor=recharge_to_keep(needed_minor, left_minor, prepayment.rules),
         rebate_basis_points=view.terms.tariff.rebate_basis_points,
-        energy_wh=energy_bought_wh(view.terms, used_wh=used_wh, credit_minor=credit_minor),
+        energy_wh=energy_bought_wh(
+            walk.part,
+            before_wh=walk.before_wh,
+            used_wh=walk.last.energy_wh - walk.start_wh,
+            credit_minor=credit_minor,
+        ),
         issued_ms=now_ms,
+        earlier_arrears_paid_minor=split.recovered_minor,
+        earlier_arrears_left_minor=left_minor,
     )
 
 
@@ -390,6 +412,10 @@ async def _locked_view(conn: AsyncConnection, desk: Desk, meter: NamedMeter) -> 
     except UnknownAccount:
         return _not_billed(meter)
     return view if view.meter.id == meter.id else _not_billed(meter)
+
+
+async def _prepayment(conn: AsyncConnection, desk: Desk, view: AccountView, now_ms: int) -> Prepayment:
+    return await prepayment_of(conn, view.id, desk.rules.calendar.day_of(now_ms))
 
 
 async def _own_account(conn: AsyncConnection, caller: Caller, number: str) -> int:

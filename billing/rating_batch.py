@@ -141,8 +141,15 @@ def account_lines(groups: Iterable[LineGroup], accounts: int) -> list[Lines]:
     """Return each account's lines that are not zero, in the order of the batch."""
     found: list[Lines] = [{} for _ in range(accounts)]
     for group in groups:
-        for place, amounts in zip(group.places.tolist(), group.amounts_minor.T.tolist(), strict=True):
-            found[place] = {name: amount for name, amount in zip(group.names, amounts, strict=True) if amount}
+        there = group.amounts_minor != 0
+        # A line that no account has is left out at once; most accounts then have all that are left.
+        kept = np.flatnonzero(there.any(axis=1))
+        names = [group.names[number] for number in kept.tolist()]
+        complete = there[kept].all(axis=0).tolist()
+        rows = group.amounts_minor[kept].T.tolist()
+        for place, has_all, amounts in zip(group.places.tolist(), complete, rows, strict=True):
+            pairs = zip(names, amounts, strict=True)
+            found[place] = dict(pairs) if has_all else {name: amount for name, amount in pairs if amount}
     return found
 
 
@@ -232,13 +239,14 @@ def _bill(shape: RateColumns, used: _Used) -> _Bill:
     """Return all lines but the subsidy."""
     kind, columns = shape.shape, used.columns
     slabs_minor = _whole_quantity_lines(shape, used) if kind.whole_quantity else _slab_lines(shape, used)
-    zones_minor = _signed_half_up(used.zone_wh * shape.figures(shape.zones_milli, columns))
+    zones_minor = used.zone_wh
     groups = {
         "energy": slabs_minor.sum(axis=0),
         "fixed": shape.after_days(shape.fixed_by_day, used.days, columns),
         "meter_rent": shape.after_days(shape.rent_by_day, used.days, columns),
     }
     if kind.zone_names:
+        zones_minor = _signed_half_up(used.zone_wh * shape.figures(shape.zones_milli, columns))
         groups["zone"] = zones_minor.sum(axis=0)
     if kind.has_fppca:
         groups["fppca"] = _signed_half_up(used.energy_wh * shape.figure(shape.fppca_milli, columns))

@@ -62,6 +62,17 @@ def sts(json_output: Json = False) -> None:
         sys.exit(1)
 
 
+@bench_app.command()
+def rating(json_output: Json = False) -> None:
+    """Accounts rated per second and core beside the plain form; status 1 if one came out wrong."""
+    from loadtests.bench_rating import bench_rating
+
+    report = bench_rating()
+    _print(report, json_output=json_output)
+    if report["wrong"]:
+        sys.exit(1)
+
+
 def _print(report: Mapping[str, object], *, json_output: bool) -> None:
     if json_output:
         console.print_json(report)

@@ -293,60 +293,6 @@ def close_days(
         yield usage, checkpoint
 
 
-def late_usage(
-    posted: Sequence[PeriodPosted],
-    checkpoint: Checkpoint,
-    terms: Terms,
-    points: Sequence[Point],
-    calendar: LocalCalendar,
-    assessments_wh: Mapping[date, int] | None = None,
-) -> tuple[list[LateUsage], Checkpoint]:
-    """Rate booked parts again from the points and terms as they are now; return what the journals are short of.
-
-    `posted` is what journals have booked from a fresh bill part on; what they booked under parts that the terms no
-    longer have is taken back. `points` cover the time from before the second part begins and, where a tariff has
-    zones, from before the first. `assessments_wh` is energy that a correction adds to closed parts by their first
-    day. Also returns the checkpoint with those differences booked.
-    """
-    parts = [terms.part_at(posted[0].period)]
-    while parts[-1].end <= checkpoint.through:
-        parts.append(terms.next_part(parts[-1]))
-    edges_wh = _edges(parts, posted, checkpoint, points, calendar)
-    gone = {booked.period for booked in posted} - {part.first for part in parts}
-    found = [_short(booked, 0, {}) for booked in posted if booked.period in gone]
-    before_wh = 0
-    for number, part in enumerate(parts[:-1]):
-        before_wh = 0 if part.fresh else before_wh
-        added_wh = (assessments_wh or {}).get(part.first, 0)
-        booked = _booked_in(part, posted)
-        energy_wh = edges_wh[number + 1] - edges_wh[number]
-        billed_wh = energy_wh + booked.assessed_wh + added_wh
-        metered = zones_of(part, points, calendar.midnight_ms(part.end), calendar)
-        lines = part_lines(
-            part,
-            before_wh=before_wh,
-            energy_wh=billed_wh,
-            zone_wh=with_assessed(metered, billed_wh),
-            through_day=part.last,
-            demand_w=booked.demand_w,
-        )
-        found.append(replace(_short(booked, energy_wh, lines), assessed_wh=added_wh))
-        before_wh += billed_wh
-    part = parts[-1]
-    known = replace(
-        checkpoint,
-        before_wh=0 if part.fresh else before_wh,
-        part_start_wh=edges_wh[-1],
-        demand_w=_booked_in(part, posted).demand_w,
-        anchor=_anchor(part, checkpoint, edges_wh[-1], points, calendar),
-    )
-    known = replace(known, anchor_zones=zones_of(part, points, known.anchor.at_ms, calendar))
-    change, known = _late_in_open_part(_booked_in(part, posted), known, terms, points, calendar)
-    found = [each for each in (*found, change) if each.energy_wh or each.lines or each.assessed_wh]
-    owed = sum(total(each.lines) for each in found)
-    return found, replace(known, posted_minor=checkpoint.posted_minor - owed)
-
-
 def with_assessed(zones: ZoneWh, billed_wh: int) -> ZoneWh:
     """Share a part's billed energy, metered and assessed, among its zones as the metered energy was.
 
@@ -381,7 +327,8 @@ def open_bills(
 ) -> dict[date, tuple[int, Lines]]:
     """Return energy (Wh) and lines to date of the checkpoint's bill part and those after it, by their first day.
 
-    Up to and including `last_day`; without one, the day of money time.
+    Up to and including `last_day`, the last of a bill part where readings go on after it; without one, the day of
+    money time.
     """
     bills: dict[date, tuple[int, Lines]] = {}
     if last_day is None:
@@ -392,7 +339,8 @@ def open_bills(
     for point in (*points[1:], flat):
         while calendar.midnight_ms(walk.part.end) <= point.at_ms:
             done, walk = _complete(walk, terms, point, calendar)
-            bills[done.part.first] = done.last.energy_wh - done.start_wh, done.lines(done.part.last)
+            if done.part.first <= last_day:
+                bills[done.part.first] = done.last.energy_wh - done.start_wh, done.lines(done.part.last)
             walk = _with_demand(walk, demands_w)
         walk = advance(walk, terms, point, calendar)
     if walk.part.first <= last_day:
@@ -515,68 +463,4 @@ def _enter(closed: Checkpoint, part: BillPart, terms: Terms) -> Checkpoint:
         closed_zones=zones,
         demand_w=0,
         anchor_zones=zones,
-    )
-
-
-def _edges(
-    parts: Sequence[BillPart],
-    posted: Sequence[PeriodPosted],
-    checkpoint: Checkpoint,
-    points: Sequence[Point],
-    calendar: LocalCalendar,
-) -> list[int]:
-    """Return the energy to date at the start of each bill part, as the points say it now."""
-    before_wh = checkpoint.closed_wh - sum(booked.energy_wh for booked in posted)
-    return [before_wh, *(energy_at(points, calendar.midnight_ms(part.first))[0] for part in parts[1:])]
-
-
-def _booked_in(part: BillPart, posted: Sequence[PeriodPosted]) -> PeriodPosted:
-    """Return what journals have booked under a part's first day, with demand and assessments of all its days."""
-    inside = [booked for booked in posted if part.first <= booked.period < part.end]
-    same = next((booked for booked in inside if booked.period == part.first), None)
-    return PeriodPosted(
-        period=part.first,
-        energy_wh=same.energy_wh if same else 0,
-        lines=same.lines if same else {},
-        demand_w=max((booked.demand_w for booked in inside), default=0),
-        assessed_wh=sum(booked.assessed_wh for booked in inside),
-    )
-
-
-def _anchor(
-    part: BillPart, checkpoint: Checkpoint, start_wh: int, points: Sequence[Point], calendar: LocalCalendar
-) -> Point:
-    """Return where the curve goes on from: the part's first edge once it is known, if the anchor lies before it."""
-    start_ms = calendar.midnight_ms(part.first)
-    if checkpoint.anchor.at_ms < start_ms <= points[-1].at_ms:
-        return Point(at_ms=start_ms, energy_wh=start_wh)
-    return checkpoint.anchor
-
-
-def _late_in_open_part(
-    booked: PeriodPosted, known: Checkpoint, terms: Terms, points: Sequence[Point], calendar: LocalCalendar
-) -> tuple[LateUsage, Checkpoint]:
-    """Recompute what journals have booked for the part that is open."""
-    part = terms.part_at(known.through)
-    if known.through <= part.first:
-        known = replace(known, charged_minor=0, closed_wh=known.part_start_wh, closed_zones=(0,) * part.zone_count)
-        return _short(booked, 0, {}), known
-    if part.zone_count:
-        # Zone edges have moved with the points, so the last closed day's edge moves too.
-        edge_ms = calendar.midnight_ms(known.through)
-        closed_wh, _ = energy_at(points, edge_ms)
-        known = replace(known, closed_wh=closed_wh, closed_zones=zones_of(part, points, edge_ms, calendar))
-    else:
-        # A silent meter's energy, found now, lies before the edge; energy already booked after it moves across.
-        known = replace(known, closed_wh=max(known.closed_wh, known.part_start_wh))
-    lines = charged_lines(known, terms)
-    change = _short(booked, known.closed_wh - known.part_start_wh, lines)
-    return change, replace(known, charged_minor=total(lines))
-
-
-def _short(booked: PeriodPosted, energy_wh: int, lines: Lines) -> LateUsage:
-    return LateUsage(
-        period=booked.period,
-        energy_wh=energy_wh - booked.energy_wh,
-        lines=difference(lines, booked.lines),
     )

@@ -99,4 +99,7 @@ def zone_clock(zones: Zones, calendar: LocalCalendar) -> ZoneClock:
 def _day_edges(zones: Zones, calendar: LocalCalendar, day: date) -> tuple[list[int], list[int], int]:
     rows = zones.of_day(day)
     starts = [calendar.instant_ms(day, minute) for minute, _ in rows]
+    # Where clocks skip an hour, a zone due in it may be counted to begin after the next one: it gets no time.
+    for number in range(len(starts) - 1, 0, -1):
+        starts[number - 1] = min(starts[number - 1], starts[number])
     return starts, [number for _, number in rows], calendar.midnight_ms(day + timedelta(days=1))

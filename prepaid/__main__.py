@@ -24,6 +24,7 @@ from meter_sim.recorded import ProfileError, parse_profile
 from prepaid import console
 from prepaid.account_commands import print_statement
 from prepaid.bench_commands import bench_app
+from prepaid.correction_commands import corrections_app
 from prepaid.money_commands import add_account_commands, money_app, rules_app
 from prepaid.processes import calendar_of
 from prepaid.report_commands import report_app
@@ -50,6 +51,7 @@ app.add_typer(accounts_app, name="accounts")
 accounts_app.command(name="statement")(print_statement)
 add_account_commands(accounts_app)
 app.add_typer(money_app, name="money")
+app.add_typer(corrections_app, name="corrections")
 app.add_typer(rules_app, name="rules")
 app.add_typer(vendors_app, name="vendors")
 app.add_typer(tariffs_app, name="tariffs")
@@ -211,15 +213,24 @@ def replay(
 
 
 @app.command()
-def audit(data: DataDir = None, json_output: Json = False) -> None:
-    """Check the invariants on the live database; status 1 if one is broken."""
+def audit(
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many accounts, spread over all.")] = None,
+    account: Annotated[list[str] | None, typer.Option(help="Only this account, by number; may be repeated.")] = None,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Check the invariants on the live database, which stays as it is; status 1 if one is broken."""
+    from db.audit import Scope, shown_lines
     from prepaid.administration import run_audit
 
-    findings = run_audit(_settings(data))
+    if sample is not None and account:
+        raise CommandRefused("audit: expected --sample or --account, got both")
+    findings = run_audit(_settings(data), Scope(numbers=tuple(account or ()), sample=sample))
     if json_output:
         console.print_json(findings.to_json())
     else:
-        for line in findings.lines():
+        shown = shown_lines(findings.first_offender) if findings.first_offender else []
+        for line in [f"audit of the {findings.scope}", *findings.lines(), *shown]:
             console.out.print(line, markup=False)
     if not findings.clean:
         sys.exit(1)

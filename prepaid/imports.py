@@ -13,35 +13,55 @@ or consumer), and for an STS meter all of drn, ea, dkga, sgc, key_type, krn, tar
 
 Accounts: number*, consumer* (name), usage_point*, meter_serial*, opened_at* (ISO 8601 with zone), register_wh* (Wh
 then), tariff_id*, sanctioned_load_w* (W), language, phone, email, area, feeder, mode (prepaid or postpaid),
-postpaid_approval, category, emergency_credit, threshold, opening_credit (amounts such as 500 or 500.00).
+postpaid_approval, category, area_type, emergency_credit, threshold, opening_credit (amounts such as 500 or 500.00).
 
 Standard: IEC 62055-41 for the STS columns; RFC 4180 for CSV.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import TypeVar
 
 from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
 
-from billing.money import BadAmount, parse_amount
+from billing.assigning import AssignmentRefused, require_area
 from billing.supply import Mode
+from billing.tariff import LOAD_W_MAX, Tariff
 from db.named import sql
 from db.registry import NewAccount, NewMeter, RegistryError, StsIdentity, add_meter, open_account
+from db.tariffs import tariff_by_id
 from prepaid.administration import on_database
 from prepaid.console import progress_bars
+from prepaid.csv_lines import (
+    FIRST_YEAR,
+    TARIFF_EXPECTED,
+    Errors,
+    FieldError,
+    Fields,
+    ImportRefused,
+    Line,
+    amount_field,
+    area_type_field,
+    instant_field,
+    like,
+    name_field,
+    one_of,
+    read_lines,
+    refuse_repeated,
+    shown,
+    text_field,
+    whole_field,
+)
 from prepaid.processes import rules_of
-from prepaid.settings import PrepaidError, Settings
+from prepaid.settings import Settings
 from vending.sts.errors import StsError
 from vending.sts.identity import (
     SGC_DIGITS,
@@ -57,15 +77,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
 
 LINES_PER_TRANSACTION = 500
-# One line of text for a person: five errors of some 150 characters.
-ERRORS_SHOWN_MAX = 5
-TEXT_LENGTH_MAX = 200
-_SHOWN_LENGTH_MAX = 40
 _INT4_MAX, _INT8_MAX = 2**31 - 1, 2**63 - 1
-# Meters and accounts of before 2000 do not exist here; a date that says so lost digits.
-_FIRST_YEAR = 2000
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", re.ASCII)
 _PHONE = re.compile(r"\+?[0-9][0-9 -]{4,19}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
@@ -92,82 +105,11 @@ _ACCOUNT_OPTIONAL = (
     "mode",
     "postpaid_approval",
     "category",
+    "area_type",
     "emergency_credit",
     "threshold",
     "opening_credit",
 )
-
-
-class ImportRefused(PrepaidError):
-    """A file that cannot be imported; the message names the places, and nothing of it was written unless it says so."""
-
-    code: ClassVar[str] = "import_refused"
-
-
-class _FieldError(Exception):
-    """One field is not of its form: what was expected and what was found."""
-
-
-class _Errors:
-    """The errors found in one file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._texts: list[str] = []
-
-    def add(self, line: int, column: str, expected: str, got: str) -> None:
-        self._texts.append(f"{self._file.name} line {line} column {column}: expected {expected}, got {got}")
-
-    def refuse_any(self) -> None:
-        """Raise: ImportRefused when there is any."""
-        if self._texts:
-            more = len(self._texts) - ERRORS_SHOWN_MAX
-            rest = f"; and {more} more errors" if more > 0 else ""
-            raise ImportRefused("; ".join(self._texts[:ERRORS_SHOWN_MAX]) + rest + "; nothing was imported")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line(Generic[T]):
-    """What one line of a file asks for."""
-
-    number: int
-    value: T
-
-
-class _Fields:
-    """The fields of one line; each is read once, by its column, and a wrong one is noted and read as its default."""
-
-    def __init__(self, line: int, fields: Mapping[str, str], errors: _Errors) -> None:
-        self.line = line
-        self._fields = fields
-        self._errors = errors
-        self.good = True
-
-    def has(self, column: str) -> bool:
-        """Tell whether a column is given."""
-        return bool(self._fields.get(column))
-
-    def read(self, column: str, parse: Callable[[str], T], default: T) -> T:
-        """Read a field that may be left out."""
-        text = self._fields.get(column, "")
-        if not text:
-            return default
-        try:
-            return parse(text)
-        except _FieldError as error:
-            self.refuse(column, str(error), _shown(text))
-            return default
-
-    def require(self, column: str, parse: Callable[[str], T], placeholder: T) -> T:
-        """Read a field that must be there."""
-        if not self.has(column):
-            self.refuse(column, "a value", "none")
-        return self.read(column, parse, placeholder)
-
-    def refuse(self, column: str, expected: str, got: str) -> None:
-        """Note that a field is wrong."""
-        self.good = False
-        self._errors.add(self.line, column, expected, got)
 
 
 def run_import_meters(settings: Settings, file: Path) -> tuple[int, int]:
@@ -175,7 +117,7 @@ def run_import_meters(settings: Settings, file: Path) -> tuple[int, int]:
 
     Raises: ImportRefused.
     """
-    errors = _Errors(file)
+    errors = Errors(file)
     meters = _read_meters(file, errors)
     errors.refuse_any()
 
@@ -196,7 +138,7 @@ def run_import_accounts(settings: Settings, file: Path) -> tuple[int, int]:
 
     Raises: ImportRefused.
     """
-    errors = _Errors(file)
+    errors = Errors(file)
     accounts = _read_accounts(file, errors)
     errors.refuse_any()
     rules = rules_of(settings)
@@ -218,7 +160,7 @@ async def _write(
     conn: AsyncConnection,
     file: Path,
     phase: str,
-    lines: Sequence[_Line[T]],
+    lines: Sequence[Line[T]],
     write: Callable[[T], Awaitable[bool]],
 ) -> tuple[int, int]:
     """Write all lines; return how many were new and how many known."""
@@ -253,27 +195,27 @@ def _chunks(lines: Iterable[T]) -> Iterator[list[T]]:
 # What the file says ------------------------------------------------------------------------------------------------
 
 
-def _read_meters(file: Path, errors: _Errors) -> list[_Line[NewMeter]]:
-    lines = _read_lines(file, _METER_REQUIRED, (*_METER_OPTIONAL, *_STS), errors)
-    _refuse_repeated(lines, ("serial", "drn"), errors)
+def _read_meters(file: Path, errors: Errors) -> list[Line[NewMeter]]:
+    lines = read_lines(file, _METER_REQUIRED, (*_METER_OPTIONAL, *_STS), errors)
+    refuse_repeated(lines, ("serial", "drn"), errors)
     read = []
     for number, fields in lines:
-        line = _Fields(number, fields, errors)
+        line = Fields(number, fields, errors)
         meter = NewMeter(
-            serial=line.require("serial", _name, ""),
-            make=line.read("make", _text, ""),
-            model=line.read("model", _text, ""),
-            rated_w=line.require("rated_w", _whole(1, _INT4_MAX), 1),
-            register_end_wh=line.require("register_end_wh", _whole(1, _INT8_MAX), 1),
-            custody=line.read("custody", _one_of("licensee", "consumer"), "licensee"),
+            serial=line.require("serial", name_field, ""),
+            make=line.read("make", text_field, ""),
+            model=line.read("model", text_field, ""),
+            rated_w=line.require("rated_w", whole_field(1, _INT4_MAX), 1),
+            register_end_wh=line.require("register_end_wh", whole_field(1, _INT8_MAX), 1),
+            custody=line.read("custody", one_of("licensee", "consumer"), "licensee"),
             sts=_read_sts(line),
         )
         if line.good:
-            read.append(_Line(number=number, value=meter))
+            read.append(Line(number=number, value=meter))
     return read
 
 
-def _read_sts(line: _Fields) -> StsIdentity | None:
+def _read_sts(line: Fields) -> StsIdentity | None:
     """Read an STS meter's key record: all of its columns, or none."""
     if not any(line.has(column) for column in _STS):
         return None
@@ -282,132 +224,54 @@ def _read_sts(line: _Fields) -> StsIdentity | None:
         ea=line.require("ea", _code(EncryptionAlgorithm), 0),
         dkga=line.require("dkga", _code(KeyDerivation), 0),
         sgc=line.require("sgc", _digits(SGC_DIGITS), ""),
-        key_type=line.require("key_type", _whole(min(KeyType), max(KeyType)), 0),
-        krn=line.require("krn", _whole(1, 9), 1),
+        key_type=line.require("key_type", whole_field(min(KeyType), max(KeyType)), 0),
+        krn=line.require("krn", whole_field(1, 9), 1),
         tariff_index=line.require("tariff_index", _digits(2), ""),
-        ken=line.require("ken", _whole(0, 255), 0),
+        ken=line.require("ken", whole_field(0, 255), 0),
         base_year=line.require("base_year", _base_year, 0),
     )
 
 
-def _read_accounts(file: Path, errors: _Errors) -> list[_Line[NewAccount]]:
-    lines = _read_lines(file, _ACCOUNT_REQUIRED, _ACCOUNT_OPTIONAL, errors)
-    _refuse_repeated(lines, ("number", "usage_point", "meter_serial"), errors)
+def _read_accounts(file: Path, errors: Errors) -> list[Line[NewAccount]]:
+    lines = read_lines(file, _ACCOUNT_REQUIRED, _ACCOUNT_OPTIONAL, errors)
+    refuse_repeated(lines, ("number", "usage_point", "meter_serial"), errors)
     read = []
     for number, fields in lines:
-        line = _Fields(number, fields, errors)
+        line = Fields(number, fields, errors)
         account = _read_account(line)
         if account.mode is Mode.POSTPAID and not account.postpaid_approval:
             line.refuse("postpaid_approval", "who approved that the account is postpaid", "none")
         if line.good:
-            read.append(_Line(number=number, value=account))
+            read.append(Line(number=number, value=account))
     return read
 
 
-def _read_account(line: _Fields) -> NewAccount:
+def _read_account(line: Fields) -> NewAccount:
     return NewAccount(
-        number=line.require("number", _name, ""),
-        consumer=line.require("consumer", _text, ""),
-        language=line.read("language", _like(_LANGUAGE, "a language such as en or pa"), "en"),
-        phone=line.read("phone", _like(_PHONE, "a telephone number such as +91 98765 43210"), None),
-        email=line.read("email", _like(_EMAIL, "an e-mail address"), None),
-        usage_point=line.require("usage_point", _text, ""),
-        area=line.read("area", _text, ""),
-        feeder=line.read("feeder", _text, ""),
-        meter_serial=line.require("meter_serial", _name, ""),
-        opened_at=line.require("opened_at", _instant, datetime(_FIRST_YEAR, 1, 1, tzinfo=UTC)),
-        register_wh=line.require("register_wh", _whole(0, _INT8_MAX), 0),
-        mode=Mode(line.read("mode", _one_of(*Mode), Mode.PREPAID.value)),
-        postpaid_approval=line.read("postpaid_approval", _text, None),
-        category=line.read("category", _text, "DS"),
-        tariff_id=line.require("tariff_id", _text, ""),
-        sanctioned_load_w=line.require("sanctioned_load_w", _whole(1, _INT4_MAX), 1),
-        emergency_credit_minor=line.read("emergency_credit", _amount, 0),
-        threshold_minor=line.read("threshold", _amount, None),
-        opening_credit_minor=line.read("opening_credit", _amount, 0),
+        number=line.require("number", name_field, ""),
+        consumer=line.require("consumer", text_field, ""),
+        language=line.read("language", like(_LANGUAGE, "a language such as en or pa"), "en"),
+        phone=line.read("phone", like(_PHONE, "a telephone number such as +91 98765 43210"), None),
+        email=line.read("email", like(_EMAIL, "an e-mail address"), None),
+        usage_point=line.require("usage_point", text_field, ""),
+        area=line.read("area", text_field, ""),
+        feeder=line.read("feeder", text_field, ""),
+        meter_serial=line.require("meter_serial", name_field, ""),
+        opened_at=line.require("opened_at", instant_field, datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)),
+        register_wh=line.require("register_wh", whole_field(0, _INT8_MAX), 0),
+        mode=Mode(line.read("mode", one_of(*Mode), Mode.PREPAID.value)),
+        postpaid_approval=line.read("postpaid_approval", text_field, None),
+        category=line.read("category", text_field, "DS"),
+        area_type=line.read("area_type", area_type_field, "urban"),
+        tariff_id=line.require("tariff_id", text_field, ""),
+        sanctioned_load_w=line.require("sanctioned_load_w", whole_field(1, LOAD_W_MAX), 1),
+        emergency_credit_minor=line.read("emergency_credit", amount_field, 0),
+        threshold_minor=line.read("threshold", amount_field, None),
+        opening_credit_minor=line.read("opening_credit", amount_field, 0),
     )
 
 
-def _read_lines(
-    file: Path, required: Sequence[str], optional: Sequence[str], errors: _Errors
-) -> list[tuple[int, dict[str, str]]]:
-    """Read a file into fields by column, with the number of the line that each begins on.
-
-    Raises: ImportRefused for a file that is no CSV in UTF-8 or has other columns.
-    """
-    lines: list[tuple[int, dict[str, str]]] = []
-    begins = 1
-    # The byte order mark that spreadsheets write is no part of the first column's name.
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(header, required, optional, errors)
-            begins = reader.line_num + 1
-            for row in reader:
-                if any(row) and len(row) != len(header):
-                    errors.add(begins, header[min(len(row), len(header)) - 1], f"{len(header)} fields", str(len(row)))
-                elif any(row):
-                    lines.append((begins, {name: text.strip() for name, text in zip(header, row, strict=True)}))
-                begins = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            errors.add(begins, "any", "CSV in UTF-8", str(error))
-            errors.refuse_any()
-    return lines
-
-
-def _check_header(header: Sequence[str], required: Sequence[str], optional: Sequence[str], errors: _Errors) -> None:
-    known = {*required, *optional}
-    for column in required:
-        if column not in header:
-            errors.add(1, column, "this column in the header", "none")
-    for column in header:
-        if column not in known:
-            errors.add(1, _shown(column), f"one of {', '.join((*required, *optional))}", "another column")
-    for column in sorted({column for column in header if header.count(column) > 1}):
-        errors.add(1, _shown(column), "each column once", str(header.count(column)))
-    errors.refuse_any()
-
-
-def _refuse_repeated(lines: Sequence[tuple[int, Mapping[str, str]]], columns: Sequence[str], errors: _Errors) -> None:
-    """Note values that stand on two lines though each belongs to one."""
-    for column in columns:
-        seen: dict[str, int] = {}
-        for number, fields in lines:
-            value = fields.get(column, "")
-            if value and seen.setdefault(value, number) != number:
-                errors.add(number, column, "each value once", f"{_shown(value)} again after line {seen[value]}")
-
-
 # What a field may be -----------------------------------------------------------------------------------------------
-
-
-def _shown(text: str) -> str:
-    return repr(text[:_SHOWN_LENGTH_MAX])
-
-
-def _text(text: str) -> str:
-    if len(text) > TEXT_LENGTH_MAX or not text.isprintable():
-        raise _FieldError(f"at most {TEXT_LENGTH_MAX} printable characters")
-    return text
-
-
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise _FieldError("1 to 32 of A-Z a-z 0-9 _ -")
-    return text
-
-
-def _whole(lowest: int, highest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        # The length first: int() of a million digits takes minutes.
-        if not (text.isascii() and text.isdigit() and len(text) <= len(str(highest)) + 3):
-            raise _FieldError(f"a whole number from {lowest} to {highest}")
-        if not lowest <= int(text) <= highest:
-            raise _FieldError(f"a whole number from {lowest} to {highest}")
-        return int(text)
-
-    return parse
 
 
 def _digits(length: int) -> Callable[[str], str]:
@@ -415,25 +279,7 @@ def _digits(length: int) -> Callable[[str], str]:
         try:
             require_digits(text, length, whose="digits")
         except StsError:
-            raise _FieldError(f"{length} digits") from None
-        return text
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise _FieldError(f"one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
-def _like(pattern: re.Pattern[str], expected: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if len(text) > TEXT_LENGTH_MAX or not text.isprintable() or not pattern.fullmatch(text):
-            raise _FieldError(expected)
+            raise FieldError(f"{length} digits") from None
         return text
 
     return parse
@@ -443,7 +289,7 @@ def _drn(text: str) -> str:
     try:
         return Drn(text).digits
     except StsError as error:
-        raise _FieldError(f"a DRN, 11 or 13 digits with their check digit ({error})") from None
+        raise FieldError(f"a DRN, 11 or 13 digits with their check digit ({error})") from None
 
 
 def _code(codes: type[E]) -> Callable[[str], int]:
@@ -452,7 +298,7 @@ def _code(codes: type[E]) -> Callable[[str], int]:
     def parse(text: str) -> int:
         known = [str(code.value) for code in codes]
         if text.zfill(2) not in known:
-            raise _FieldError(f"one of {', '.join(known)}")
+            raise FieldError(f"one of {', '.join(known)}")
         return int(text)
 
     return parse
@@ -461,34 +307,14 @@ def _code(codes: type[E]) -> Callable[[str], int]:
 def _base_year(text: str) -> int:
     years = {str(base.starts_at.year): base.starts_at.year for base in BaseDate}
     if text not in years:
-        raise _FieldError(f"one of {', '.join(years)}")
+        raise FieldError(f"one of {', '.join(years)}")
     return years[text]
-
-
-def _amount(text: str) -> int:
-    try:
-        return parse_amount(text)
-    except BadAmount:
-        raise _FieldError("an amount such as 500 or 500.00") from None
-
-
-def _instant(text: str) -> datetime:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise _FieldError("an instant such as 2026-04-01T00:00:00+05:30") from None
-    if instant.tzinfo is None:
-        raise _FieldError("an instant with its zone, such as 2026-04-01T00:00:00+05:30")
-    if not _FIRST_YEAR < instant.year < _FIRST_YEAR + 100:
-        raise _FieldError(f"an instant of {_FIRST_YEAR + 1} to {_FIRST_YEAR + 99}")
-    # Readings are kept to the millisecond, and so are the instants they are compared with.
-    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
 # What is stored already --------------------------------------------------------------------------------------------
 
 
-async def _check_meters(conn: AsyncConnection, meters: Sequence[_Line[NewMeter]], errors: _Errors) -> None:
+async def _check_meters(conn: AsyncConnection, meters: Sequence[Line[NewMeter]], errors: Errors) -> None:
     """Note DRNs that another meter has."""
     for chunk in _chunks(meters):
         drns = [line.value.sts.drn for line in chunk if line.value.sts]
@@ -501,10 +327,12 @@ async def _check_meters(conn: AsyncConnection, meters: Sequence[_Line[NewMeter]]
                 errors.add(line.number, "drn", "a DRN that no other meter has", f"{sts.drn} of meter {holder}")
 
 
-async def _check_accounts(conn: AsyncConnection, accounts: Sequence[_Line[NewAccount]], errors: _Errors) -> None:
+async def _check_accounts(conn: AsyncConnection, accounts: Sequence[Line[NewAccount]], errors: Errors) -> None:
     """Note new accounts whose meter, usage point or tariff is not there to be used."""
     cursor = await conn.execute(sql("import_tariffs"))
-    tariffs = sorted(row[0] for row in await cursor.fetchall())
+    known_tariffs = {row[0] for row in await cursor.fetchall()}
+    wanted = sorted({line.value.tariff_id for line in accounts} & known_tariffs)
+    tariffs = {tariff_id: await tariff_by_id(conn, tariff_id) for tariff_id in wanted}
     for chunk in _chunks(accounts):
         numbers = [line.value.number for line in chunk]
         cursor = await conn.execute(sql("import_numbers"), {"numbers": numbers})
@@ -519,15 +347,25 @@ async def _check_accounts(conn: AsyncConnection, accounts: Sequence[_Line[NewAcc
             account = line.value
             if account.number in known:
                 continue
-            if account.tariff_id not in tariffs:
-                errors.add(line.number, "tariff_id", f"one of {', '.join(tariffs)}", _shown(account.tariff_id))
+            _check_tariff(line, tariffs.get(account.tariff_id), errors)
             if account.usage_point in taken:
-                errors.add(line.number, "usage_point", "one that has no account", _shown(account.usage_point))
+                errors.add(line.number, "usage_point", "one that has no account", shown(account.usage_point))
             _check_meter(line, meters.get(account.meter_serial), errors)
 
 
-def _check_meter(line: _Line[NewAccount], meter: tuple[int, bool] | None, errors: _Errors) -> None:
-    serial = _shown(line.value.meter_serial)
+def _check_tariff(line: Line[NewAccount], tariff: Tariff | None, errors: Errors) -> None:
+    """Note an unknown tariff, or a type of area in which it would take no levy."""
+    if tariff is None:
+        errors.add(line.number, "tariff_id", TARIFF_EXPECTED, shown(line.value.tariff_id))
+        return
+    try:
+        require_area(tariff, line.value.area_type)
+    except AssignmentRefused as refused:
+        errors.add(line.number, "area_type", refused.expected, refused.got)
+
+
+def _check_meter(line: Line[NewAccount], meter: tuple[int, bool] | None, errors: Errors) -> None:
+    serial = shown(line.value.meter_serial)
     if meter is None:
         errors.add(line.number, "meter_serial", "a registered meter", serial)
         return

@@ -6,15 +6,21 @@ carries its fixed charge, so the bill ends with the local day of the last interv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
+from billing.assigning import require_area
 from billing.calendar import LocalCalendar
 from billing.rating import Lines, total
 from billing.running import Point, bill_by_month
 from billing.tariff import Tariff
-from billing.terms import one_assignment
+from billing.tariff_document import builtin_documents, builtin_tariff
+from billing.terms import Terms, one_assignment
 from meter_sim.recorded import Profile
+
+HALF_HOUR_MS = 1_800_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +56,60 @@ def curve_of(profile: Profile, register_wh: int = 0) -> list[Point]:
     return points
 
 
-def preview(profile: Profile, tariff: Tariff, *, load_w: int, calendar: LocalCalendar) -> list[PeriodBill]:
-    """Bill a profile month by month, in the local months of the calendar."""
+def tariff_of(name: str) -> Tariff:
+    """Return a tariff that ships with the product, or the one of a document file.
+
+    Raises: TariffError; DocumentRefused.
+    """
+    from prepaid.tariff_commands import read_document
+
+    if name not in builtin_documents() and Path(name).is_file():
+        return read_document(Path(name))[0]
+    return builtin_tariff(name)
+
+
+def demands_of(points: Sequence[Point], calendar: LocalCalendar) -> dict[date, int]:
+    """Return the greatest half-hour demand (W) of each local day, from registers read on the half hour.
+
+    As the database finds it: half hours of the clock in UTC, both ends read, on the day in which they begin.
+    """
+    registers = {point.at_ms: point.energy_wh for point in points if point.at_ms % HALF_HOUR_MS == 0}
+    found: dict[date, int] = {}
+    for at_ms, energy_wh in registers.items():
+        begins_ms = at_ms - HALF_HOUR_MS
+        if begins_ms in registers:
+            day = calendar.day_of(begins_ms)
+            found[day] = max(found.get(day, 0), 2 * (energy_wh - registers[begins_ms]))
+    return found
+
+
+def preview(
+    profile: Profile,
+    tariff: Tariff,
+    *,
+    load_w: int,
+    calendar: LocalCalendar,
+    area: str = "urban",
+    meter_rent: bool = True,
+) -> list[PeriodBill]:
+    """Bill a profile month by month, in the local months of the calendar.
+
+    Raises: AssignmentRefused for a type of area that the tariff does not know.
+    """
+    require_area(tariff, area)
     points = curve_of(profile)
     opened_on = calendar.day_of(points[0].at_ms)
+    terms = one_assignment(tariff, load_w=load_w, opened_on=opened_on, area=area, meter_rent=meter_rent)
+    return preview_curve(points, terms, calendar)
+
+
+def preview_curve(points: Sequence[Point], terms: Terms, calendar: LocalCalendar) -> list[PeriodBill]:
+    """Bill a whole curve month by month, from where the meter was installed to its last reading."""
     # The last interval ends before the instant of its end: a profile to midnight does not open the next day.
     last_day = calendar.day_of(points[-1].at_ms - 1)
-    terms = one_assignment(tariff, load_w=load_w, opened_on=opened_on)
-    bills = bill_by_month(terms, points, last_day=last_day, calendar=calendar)
+    # The first point is no reading.
+    demands_w = demands_of(points[1:], calendar)
+    bills = bill_by_month(terms, points, last_day=last_day, calendar=calendar, demands_w=demands_w)
     return [
         PeriodBill(period=period, energy_wh=energy_wh, lines=lines)
         for period, (energy_wh, lines) in sorted(bills.items())

@@ -106,7 +106,8 @@ def test_account_is_opened_with_everything_it_names(settings: Settings, tmp_path
         settings,
         "select a.number, c.name, c.language, u.code, u.area, u.feeder, a.mode, a.postpaid_approval, x.category,"
         " a.emergency_credit_minor, a.threshold_minor, a.posted_minor, a.opened_on::text, x.load_w"
-        " from accounts a join assignments x on x.account_id = a.id join consumers c on c.id = a.consumer_id join usage_points u on u.id = a.usage_point_id",
+        " from accounts a join assignments x on x.account_id = a.id join consumers c on c.id = a.consumer_id"
+        " join usage_points u on u.id = a.usage_point_id",
     )
     terms = ("postpaid", "CE/12", "NRS", 10_000, 20_050, 50_000, "2026-04-01", 2000)
     assert stored == [("A1", "Name 1", "pa", "UP1", "north", "F-7", *terms)]
@@ -167,9 +168,10 @@ def test_wrong_meter_field_is_named_by_its_place(
         ("opened_at", "1 April", "expected an instant such as 2026-04-01T00:00:00+05:30, got '1 April'"),
         ("opened_at", "0026-04-01T00:00Z", "expected an instant of 2001 to 2099"),
         ("register_wh", "1.5", "expected a whole number from 0"),
-        ("opening_credit", "500,00", "expected 12 fields"),
+        ("opening_credit", "500,00", "expected 13 fields"),
         ("opening_credit", "-5", "expected an amount such as 500 or 500.00, got '-5'"),
         ("threshold", "1.5", "expected an amount such as 500 or 500.00, got '1.5'"),
+        ("area_type", "Urban", "expected a type of area such as urban or rural, a-z and _, got 'Urban'"),
         ("mode", "credit", "expected one of prepaid, postpaid, got 'credit'"),
         ("mode", "postpaid", "expected who approved that the account is postpaid, got none"),
         ("phone", "call me", "expected a telephone number"),
@@ -179,8 +181,8 @@ def test_wrong_account_field_is_named_by_its_place(
     settings: Settings, tmp_path: Path, column: str, value: str, expected: str
 ) -> None:
     """Amounts, instants and words are checked before anything is opened."""
-    columns = f"{ACCOUNT_COLUMNS},mode,phone,threshold,opening_credit"
-    fields = dict(zip(columns.split(","), account(1, rest=",,,,").split(","), strict=True))
+    columns = f"{ACCOUNT_COLUMNS},mode,phone,threshold,opening_credit,area_type"
+    fields = dict(zip(columns.split(","), account(1, rest=",,,,,").split(","), strict=True))
     bad = ",".join((fields | {column: value}).values())
     message = refused(settings, write(tmp_path, [columns, bad], name="a.csv"), what="accounts")
     assert message.startswith("a.csv line 2 column "), message
@@ -205,7 +207,7 @@ def test_what_is_stored_is_checked_before_anything_is_written(settings: Settings
         "a.csv line 3 column meter_serial: expected a registered meter, got 'NONE'",
         "a.csv line 4 column meter_serial: expected a meter that stands nowhere, got 'M1'",
         "a.csv line 5 column usage_point: expected one that has no account, got 'UP1'",
-        "a.csv line 6 column tariff_id: expected one of punjab-ds-2026-27, got 'no-such'",
+        "a.csv line 6 column tariff_id: expected a tariff that was added (prepaid tariffs list), got 'no-such'",
         "a.csv line 7 column register_wh: expected less than 1000, where the register ends, got 1000",
         "nothing was imported",
     ]

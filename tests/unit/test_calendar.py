@@ -114,3 +114,35 @@ def test_midnight_of_zones_that_change_clocks_at_midnight_is_the_first_instant_o
         assert calendar.day_of(midnight_ms) == day
         assert calendar.day_of(midnight_ms - 1) == day - timedelta(days=1)
         day += timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("day", "minute", "hour", "past"),
+    [
+        (date(2026, 7, 1), 0, -1, 0),
+        (date(2026, 7, 1), 60, 0, 0),
+        (date(2026, 12, 1), 90, 1, 30),
+        # The short Sunday: 00:59, the skipped 01:00 and 01:59 as if the clock had not changed, and 02:00.
+        (date(2026, 3, 29), 59, 0, 59),
+        (date(2026, 3, 29), 60, 1, 0),
+        (date(2026, 3, 29), 119, 1, 59),
+        (date(2026, 3, 29), 120, 1, 0),
+        # The long Sunday: 00:59 in summer time, 01:00 and 01:59 when they come again, and 02:00.
+        (date(2026, 10, 25), 59, -1, 59),
+        (date(2026, 10, 25), 60, 1, 0),
+        (date(2026, 10, 25), 119, 1, 59),
+        (date(2026, 10, 25), 120, 2, 0),
+        (date(2026, 10, 25), 1439, 23, 59),
+    ],
+)
+def test_instant_of_a_london_clock_follows_its_changes(day: date, minute: int, hour: int, past: int) -> None:
+    """A repeated time is its second showing; a skipped one is counted from before the change."""
+    wanted_ms = utc_ms(day.year, day.month, day.day) + hour * HOUR_MS + past * 60_000
+    assert LONDON.instant_ms(day, minute) == wanted_ms
+
+
+@pytest.mark.parametrize("minute", [0, 1, 330, 719, 1439])
+def test_instant_of_a_kolkata_clock_is_so_many_minutes_after_midnight(minute: int) -> None:
+    """Where clocks never change, every day is as long as the others."""
+    day = date(2026, 3, 29)
+    assert KOLKATA.instant_ms(day, minute) == KOLKATA.midnight_ms(day) + minute * 60_000

@@ -5,20 +5,23 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.estimate import energy_bought_wh
-from billing.rating import charge_to_date, total
-from billing.running import Terms
-from billing.tariff import builtin_tariff
+from billing.rating import total
+from billing.tariff_document import builtin_tariff, parse_tariff
+from billing.terms import ONE_DAY, BillPart, one_assignment, part_lines
 
-TERMS = Terms(tariff=builtin_tariff("punjab-ds-2026-27"), load_w=3_000, opened_on=date(2026, 4, 1))
+APRIL = date(2026, 4, 1)
+PART = one_assignment(builtin_tariff("punjab-ds-2026-27"), load_w=3_000, opened_on=APRIL).part_at(APRIL)
 
 
-def price_minor(energy_wh: int) -> int:
-    """Return what energy alone costs in a month, with rebate and duty."""
-    return total(charge_to_date(TERMS.tariff, load_w=3_000, energy_wh=energy_wh, fixed_days=0, period_days=30))
+def price_minor(energy_wh: int, *, before_wh: int = 0, part: BillPart = PART) -> int:
+    """Return what energy alone costs in a part, with rebate and duty."""
+    no_day = part.first - ONE_DAY
+    zone_wh = (0,) * part.zone_count
+    return total(part_lines(part, before_wh=before_wh, energy_wh=energy_wh, zone_wh=zone_wh, through_day=no_day))
 
 
 @pytest.mark.parametrize(
@@ -34,14 +37,42 @@ def price_minor(energy_wh: int) -> int:
 )
 def test_credit_buys_energy_at_the_slabs_it_falls_into(used_wh: int, credit_minor: int, energy_wh: int) -> None:
     """The estimate follows slabs, rebate and duty; a credit of nothing buys nothing."""
-    bought_wh = energy_bought_wh(TERMS, used_wh=used_wh, credit_minor=credit_minor)
+    bought_wh = energy_bought_wh(PART, used_wh=used_wh, credit_minor=credit_minor)
     assert energy_wh <= bought_wh < energy_wh + 3
 
 
-@given(used_wh=st.integers(0, 2_000_000), credit_minor=st.integers(1, 5_000_000))
-def test_credit_covers_what_it_buys_and_not_one_wh_more(used_wh: int, credit_minor: int) -> None:
+def test_credit_in_a_later_part_buys_what_the_month_has_left_of_the_cheap_slab() -> None:
+    """After 290 kWh in earlier parts only 10 more are cheap: 10 x 3.85 + 10 x 7.05, less 1 %, plus 15 %."""
+    credit_minor = 3_850 + 7_050 - 109 + 1_619
+    bought_wh = energy_bought_wh(PART, before_wh=290_000, used_wh=0, credit_minor=credit_minor)
+    assert 20_000 <= bought_wh < 20_003
+
+
+def test_credit_with_zones_buys_energy_without_their_surcharge() -> None:
+    """Nobody knows when it will be used: Rs 50 buy 10 kWh at Rs 5."""
+    document = """
+id = "tod"
+effective_from = 2026-04-01
+[[band]]
+energy = [{ rate_milli_per_kwh = 500_000 }]
+[zones]
+[[zones.zone]]
+name = "peak"
+surcharge_milli_per_kwh = 100_000
+[[zones.hours]]
+zone = "peak"
+from = "00:00"
+to = "24:00"
+"""
+    part = one_assignment(parse_tariff(document), load_w=1_000, opened_on=APRIL).part_at(APRIL)
+    assert energy_bought_wh(part, used_wh=0, credit_minor=5_000) == 10_000
+
+
+@settings(deadline=None)
+@given(used_wh=st.integers(0, 2_000_000), credit_minor=st.integers(1, 5_000_000), before_wh=st.integers(0, 400_000))
+def test_credit_covers_what_it_buys_and_not_one_wh_more(used_wh: int, credit_minor: int, before_wh: int) -> None:
     """The price of the energy fits the credit; one Wh more does not."""
-    bought_wh = energy_bought_wh(TERMS, used_wh=used_wh, credit_minor=credit_minor)
-    base_minor = price_minor(used_wh)
-    assert price_minor(used_wh + bought_wh) - base_minor <= credit_minor
-    assert price_minor(used_wh + bought_wh + 1) - base_minor > credit_minor
+    bought_wh = energy_bought_wh(PART, before_wh=before_wh, used_wh=used_wh, credit_minor=credit_minor)
+    base_minor = price_minor(used_wh, before_wh=before_wh)
+    assert price_minor(used_wh + bought_wh, before_wh=before_wh) - base_minor <= credit_minor
+    assert price_minor(used_wh + bought_wh + 1, before_wh=before_wh) - base_minor > credit_minor

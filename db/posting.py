@@ -16,8 +16,9 @@ from psycopg.types.json import Jsonb
 
 from billing.calendar import LocalCalendar, from_ms
 from billing.journals import Journal, JournalKind, day_journal, late_journal, money_journal
+from billing.late_usage import late_usage
 from billing.notices import NoticeKind, recharged_notice, restored_notice
-from billing.running import Checkpoint, PeriodPosted, Point, close_days, late_usage, running_balance
+from billing.running import Checkpoint, PeriodPosted, Point, close_days, running_balance
 from billing.supply import Decision, LevelName, Levels, Supply, decide
 from billing.terms import BillPart, Terms
 from billing.zones import zone_clock

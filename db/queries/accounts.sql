@@ -38,7 +38,7 @@ cross join lateral (
     from register_segments r where r.meter_id = m.id
 ) g
 left join lateral (
-    select r.read_at, r.import_wh from readings r
+    select r.read_at, r.import_wh from effective_readings r
     where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at >= a.anchor_at order by r.read_at desc limit 1
 ) l on true
 left join lateral (
@@ -63,11 +63,11 @@ left join lateral (
                                  l.read_at at time zone %(zone)s, interval '1 day') as y(day)
         ) e(edge)
         cross join lateral (
-            (select r.read_at, r.import_wh from readings r
+            (select r.read_at, r.import_wh from effective_readings r
              where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at > a.anchor_at and r.read_at < edge at time zone %(zone)s
              order by r.read_at desc limit 1)
             union all
-            (select r.read_at, r.import_wh from readings r
+            (select r.read_at, r.import_wh from effective_readings r
              where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at > a.anchor_at and r.read_at >= edge at time zone %(zone)s
              order by r.read_at limit 1)
         ) n
@@ -83,7 +83,7 @@ select d.meter_id, d.day, max(d.demand_w)::integer
 from (
     select r.meter_id, ((r.read_at - interval '30 minutes') at time zone %(zone)s)::date as day,
            2 * (r.import_wh - lag(r.import_wh) over m) as demand_w, r.read_at - lag(r.read_at) over m as span
-    from readings r
+    from effective_readings r
     where r.meter_id = any(%(meter_ids)s) and r.read_at >= %(since)s and r.read_at <= %(until)s
       and extract(epoch from r.read_at)::bigint %% 1800 = 0
     window m as (partition by r.meter_id order by r.read_at)
@@ -95,16 +95,18 @@ group by d.meter_id, d.day
 select distinct n.read_at, n.import_wh
 from unnest(%(edges)s::timestamptz[]) edge
 cross join lateral (
-    (select r.read_at, r.import_wh from readings r
+    (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = %(meter_id)s and r.read_at < edge order by r.read_at desc limit 1)
     union all
-    (select r.read_at, r.import_wh from readings r
+    (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = %(meter_id)s and r.read_at >= edge order by r.read_at limit 1)
 ) n
 order by n.read_at
 
 -- posted_periods: what journals have booked for an account, by bill part and line, from one part on
-select j.period, sum(j.energy_wh)::bigint as energy_wh, coalesce(max(j.demand_w), 0) as demand_w,
+select j.period, sum(j.energy_wh)::bigint as energy_wh,
+       coalesce((select d.demand_w from demand_of_parts d
+                 where d.account_id = %(account_id)s and d.period = j.period), 0) as demand_w,
        sum(j.assessed_wh)::bigint as assessed_wh,
        (select jsonb_object_agg(x.line, x.amount) from (
             select e.key as line, sum(e.value::bigint)::bigint as amount

@@ -24,6 +24,12 @@ where l.role = %(role)s and l.shard = held.shard and l.epoch = held.epoch and l.
 update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null
 where role = %(role)s and owner = %(owner)s
 
+-- plan_once: statements of this transaction are planned once in the session, since none looks at readings
+set local plan_cache_mode = force_generic_plan
+
+-- plan_each: statements of this transaction look at readings; only plans of their own leave partitions out
+set local plan_cache_mode = force_custom_plan
+
 -- find_meters: billing meters and their accounts by serial
 select m.serial, m.id as meter_id, m.shard, a.id as account_id
 from meters m

@@ -42,7 +42,7 @@ where j.account_id = %(account_id)s and j.kind not in ('day', 'late_usage', 'ove
 select coalesce(-sum(g.amount_minor) filter (where j.period < %(part)s), 0)::bigint as charged_minor,
        coalesce(sum(j.energy_wh) filter (where j.period >= %(part)s), 0)::bigint as later_wh,
        coalesce(sum(j.energy_wh) filter (where j.period >= %(fresh)s and j.period < %(part)s), 0)::bigint as before_wh,
-       coalesce(max(j.demand_w) filter (where j.period = %(part)s and j.local_day < %(day)s), 0) as demand_w
+       coalesce(max(j.demand_w) filter (where j.local_day >= %(part)s and j.local_day < %(day)s), 0) as demand_w
 from journals j
 cross join lateral (
     select sum(l.amount_minor) as amount_minor from legs l where l.journal_id = j.id and l.ledger = 'prepaid'

@@ -1,11 +1,15 @@
 -- exact_days: of some accounts those whose first open day is this one and whose register was read at its very end, with
--- one assignment throughout the month, no zones and no demand
+-- one assignment throughout the month, no zones and no demand. The offset keeps the planner from turning the probe of
+-- readings around: without statistics, on a fresh day, it compared every pair (50 s instead of 0.1 for 2,000 accounts)
 select a.id, a.posted_minor, a.charged_minor, a.before_wh, a.part_start_wh, a.closed_wh,
        r.import_wh + g.offset_wh as to_wh, a.anchor_at, a.opened_on, x.from_day, f.sha256, x.load_w, x.area_type, x.meter_rent
 from unnest(%(ids)s::bigint[]) k(id)
 join accounts a on a.id = k.id
 join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
-join readings r on r.meter_id = i.meter_id and r.read_at = %(edge_at)s
+cross join lateral (
+    select q.import_wh from effective_readings q
+    where q.meter_id = i.meter_id and q.read_at = %(edge_at)s offset 0
+) r
 cross join lateral (
     select s.start_wh - s.register_wh as offset_wh from register_segments s
     where s.meter_id = i.meter_id and s.from_at <= %(edge_at)s order by s.from_at desc limit 1

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from psycopg import AsyncConnection
 
-from db.audit import AuditReport, run_checks
-from db.errors import UnknownAccount
+from db.audit import AuditReport, Scope, missing_migrations, run_checks
+from db.errors import MigrationError, UnknownAccount
 from db.migrate import migrate
 from db.named import sql
 from db.pool import connect
@@ -79,9 +79,27 @@ def run_close_day(settings: Settings, until: date) -> ClosedDays:
     return on_database(settings, work)
 
 
-def run_audit(settings: Settings) -> AuditReport:
-    """Check the invariants."""
-    return on_database(settings, lambda conn: run_checks(conn, calendar_of(settings)))
+def run_audit(settings: Settings, scope: Scope) -> AuditReport:
+    """Check the invariants on two connections that share a snapshot. Applies no migration: nothing is written.
+
+    Raises: MigrationError for a database that lacks migrations; UnknownAccount.
+    """
+
+    async def run(url: str) -> AuditReport:
+        async with await connect(url, application="prepaid-audit") as conn:
+            missing = await missing_migrations(conn)
+            if missing:
+                raise MigrationError(f"audit: expected all migrations, got a database without {', '.join(missing)}")
+            async with await connect(url, application="prepaid-audit") as second:
+                for each in (conn, second):
+                    await each.execute(sql("work_as_application"))
+                with progress_bars() as bars:
+                    return await run_checks(conn, calendar_of(settings), scope=scope, second=second, progress=bars)
+
+    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with embedded_parts(only_database) as parts:
+        return asyncio.run(run(parts.database_url))
 
 
 def run_add_vendor(settings: Settings, name: str) -> str:

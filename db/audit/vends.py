@@ -1,0 +1,56 @@
+"""What was sold: vends, their journals and their tokens.
+
+Stage: one pass over vends and one over tokens, in id order. A limited audit reads those of its accounts and their
+present meters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from db.audit.reading import Audit, first_row, ranges, rows
+
+
+async def check_vends(conn: AsyncConnection, audit: Audit) -> None:
+    """Check that vends, journals and tokens go together."""
+    only: dict[str, object] = {"ids": audit.account_ids, "meter_ids": None}
+    if audit.account_ids is not None:
+        places = await rows(conn, "audit_places_of", {"ids": audit.account_ids})
+        only["meter_ids"] = [place["meter_id"] for place in places if place["meter_id"] is not None]
+    async for ids in ranges(conn, "audit_next_vends", most=audit.limits.rows):
+        parameters = ids.parameters | only
+        audit.book.count("I6", (await first_row(conn, "audit_vends", parameters))[0])
+        for row in await rows(conn, "audit_broken_vends", parameters):
+            journal_id, account_id = row["journal_id"], row["account_id"]
+            audit.book.fail("I6", _broken_vend(row), key=row["id"], account_id=account_id, journal_id=journal_id)
+    async for ids in ranges(conn, "audit_next_tokens", most=audit.limits.rows):
+        parameters = ids.parameters | only
+        audit.book.count("I6-tokens", (await first_row(conn, "audit_tokens", parameters))[0])
+        for row in await rows(conn, "audit_broken_tokens", parameters):
+            audit.book.fail("I6-tokens", _broken_token(row), key=row["id"], account_id=row["account_id"])
+
+
+def _broken_vend(row: Mapping[str, Any]) -> str:
+    who = f"vend {row['id']} (message {row['message_id']}, account {row['number']}, status {row['status']})"
+    if row["repeated"]:
+        return f"{who}: its message id is used twice by its vendor"
+    if row["journal_id"] is not None and row["journal_ok"] is not True:
+        return f"{who}: journal {row['journal_id']} is no vend of its account"
+    if row["journal_id"] is not None and row["credited_minor"] != row["amount_minor"]:
+        return f"{who}: amount {row['amount_minor']} minor, journal {row['journal_id']} credits {row['credited_minor']}"
+    journals = 0 if row["journal_id"] is None else 1
+    return f"{who}: {journals} journals and {row['tokens']} tokens"
+
+
+def _broken_token(row: Mapping[str, Any]) -> str:
+    who = f"token {row['id']} of meter {row['serial']}, TID {row['tid']}"
+    if row["repeated"]:
+        return f"{who}: another token of the meter has the same TID"
+    if not row["sold"]:
+        return f"{who}: no accepted vend"
+    if not row["at_home"]:
+        return f"{who}: the vend is of an account that the meter never stood at"
+    return f"{who}: the meter's last TID is {row['last_tid']}"

@@ -38,17 +38,16 @@ def late_usage(
     """Rate booked parts again from the points and terms as they are now; return what the journals are short of.
 
     `posted` is what journals have booked from a fresh bill part on; what they booked under parts that the terms no
-    longer have is taken back, and what was assessed for those goes to the part that holds their first day. `points`
-    cover the time from before the second part begins and, where a tariff has zones, from before the first.
-    `assessments_wh` is energy that a correction adds to closed parts by their first day. Also returns the checkpoint
-    with those differences booked.
+    longer have is taken back. `points` cover the time from before the second part begins and, where a tariff has
+    zones, from before the first. `assessments_wh` is energy that a correction adds to closed parts by their first
+    day. Also returns the checkpoint with those differences booked.
     """
     parts = [terms.part_at(posted[0].period)]
     while parts[-1].end <= checkpoint.through:
         parts.append(terms.next_part(parts[-1]))
     edges_wh = _edges(parts, posted, checkpoint, points, calendar)
     gone = {booked.period for booked in posted} - {part.first for part in parts}
-    found = [replace(_short(each, 0, {}), assessed_wh=-each.assessed_wh) for each in posted if each.period in gone]
+    found = [_short(booked, 0, {}) for booked in posted if booked.period in gone]
     before_wh = 0
     for number, part in enumerate(parts[:-1]):
         before_wh = 0 if part.fresh else before_wh
@@ -65,8 +64,7 @@ def late_usage(
             through_day=part.last,
             demand_w=booked.demand_w,
         )
-        moved_wh = booked.assessed_wh - sum(each.assessed_wh for each in posted if each.period == part.first)
-        found.append(replace(_short(booked, energy_wh, lines), assessed_wh=moved_wh + added_wh))
+        found.append(replace(_short(booked, energy_wh, lines), assessed_wh=added_wh))
         before_wh += billed_wh
     part = parts[-1]
     known = replace(

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from billing.tariff_document import builtin_documents
 from meter_sim.recorded import Profile, parse_profile
 from tests.properties import oracle
 
@@ -47,7 +48,7 @@ def answer(*arguments: str, data: Path | None = None, status: int = 0) -> dict[s
     return dict(json.loads(prepaid(*arguments, "--json", data=data, status=status).stdout))
 
 
-def oracle_bills(profile: Profile, *, load_w: int) -> dict[str, oracle.MonthBill]:
+def oracle_bills(profile: Profile, *, load_w: int) -> dict[str, oracle.Bill]:
     """Bill the record with the oracle; a gap's end is a reading of its own, as the meters send it."""
     opened = (_instant(profile.start_ms[0]), 0)
     readings, register_wh = [], 0
@@ -56,8 +57,15 @@ def oracle_bills(profile: Profile, *, load_w: int) -> dict[str, oracle.MonthBill
             readings.append((_instant(start_ms), register_wh))
         register_wh += profile.energy_wh[number]
         readings.append((_instant(end_ms), register_wh))
-    bills = oracle.bill(opened, readings, load_w=load_w, zone_name="Asia/Kolkata")
-    return {f"{month:%Y-%m}": bill for month, bill in bills.items()}
+    assigned = oracle.Assigned(
+        from_day=date(1970, 1, 1),
+        text=builtin_documents()["punjab-ds-2026-27"],
+        load_w=load_w,
+        area="urban",
+        meter_rent=True,
+    )
+    bills = oracle.bill(opened, readings, assigned=[assigned], zone_name="Asia/Kolkata")
+    return {f"{month:%Y-%m}": bill for month, bill in oracle.by_month(bills).items()}
 
 
 def _instant(at_ms: int) -> datetime:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from billing.assigning import AssignmentRefused
-from billing.calendar import LocalCalendar, from_ms
+from billing.calendar import LocalCalendar, from_ms, next_period
 from billing.rating import Lines, added
 from billing.running import Point, close_days, opening
 from billing.tariff import TariffError
@@ -142,6 +142,28 @@ def test_recorded_file_is_debited_as_previewed_and_as_the_oracle_says(tariff_id:
         assert {month: (wh, without_zeros(lines)) for month, (wh, lines) in debits.items()} == previewed
         assert sum(wh for wh, _ in previewed.values()) == points[-1].energy_wh - points[0].energy_wh
         assert oracle_by_month(points, tariff_id, terms, last_day) == previewed
+
+
+@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("tariff_id", sorted(builtin_documents()))
+def test_lost_readings_change_only_what_lay_around_an_edge(tariff_id: str, name: str) -> None:
+    """With 10 % lost, debits are those of the readings that came; a month between read edges is the complete one."""
+    points = recorded_curve(name)
+    chance = random.Random(f"{tariff_id} {name}")
+    came = [point for point in points if point in (points[0], points[-1]) or chance.random() >= 0.1]
+    last_day = KOLKATA.day_of(points[-1].at_ms - 1)
+    terms = one_assignment(builtin_tariff(tariff_id), load_w=700, opened_on=KOLKATA.day_of(points[0].at_ms))
+    debits = {month: (wh, without_zeros(lines)) for month, (wh, lines) in debits_by_month(came, terms, chance).items()}
+    assert debits == oracle_by_month(came, tariff_id, terms, last_day)
+    if terms.part_at(terms.opened_on).zone_count:
+        return
+    whole = oracle_by_month(list(points), tariff_id, terms, last_day)
+    read = {point.at_ms for point in came}
+    for month, bill in whole.items():
+        edges = [KOLKATA.midnight_ms(month), KOLKATA.midnight_ms(next_period(month))]
+        inside = [edge for edge in edges if points[0].at_ms < edge < points[-1].at_ms]
+        if read.issuperset(inside) and not demands_of(list(points), KOLKATA):
+            assert debits[month] == bill
 
 
 def profile_of(energy_wh: list[int], *, step_ms: int, start_ms: int = 0) -> Profile:

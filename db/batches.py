@@ -6,11 +6,12 @@ Stage: inside the transaction that the ingest edge opens. Values in, rows out; d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncTransaction
 
 from db.leases import Lease, Owner, require_fenced, send_fence
 from db.named import sql
@@ -33,19 +34,33 @@ class QuarantineRow:
     item: int
 
 
-async def open_batch(
-    conn: AsyncConnection, owner: Owner, leases: Mapping[int, Lease], counts: Mapping[int | None, Mapping[str, int]]
-) -> None:
-    """Fence the shards that are counted and write their counts, in one round trip: the first thing of a transaction.
+@asynccontextmanager
+async def batch_transaction(
+    conn: AsyncConnection,
+    owner: Owner,
+    leases: Mapping[int, Lease],
+    counts: Mapping[int | None, Mapping[str, int]],
+    *,
+    counted: bool,
+) -> AsyncIterator[None]:
+    """Run a batch's transaction: begun, the shards of `counts` fenced and, if `counted`, their counts written, in one
+    round trip.
 
-    For a batch whose counts are known before anything is written; else `fence` comes first and `add_counts` last.
-    Raises: LeaseLost.
+    A batch whose counts are known only in its course, since it has readings to look up, writes them itself, with
+    `add_counts`; in any other, what looks at readings says so first (`plan_each`). Raises: LeaseLost.
     """
     held = [leases[shard] for shard in counts if shard is not None]
-    async with conn.pipeline():
-        fencing = await send_fence(conn, owner, held)
-        await add_counts(conn, leases, counts)
-    require_fenced(fencing, owner, held)
+    async with AsyncExitStack() as stack:
+        async with conn.pipeline():
+            # Not `conn.transaction()`, which would keep the connection in the pipeline up to its end: no COPY.
+            await stack.enter_async_context(AsyncTransaction(conn))
+            if counted:
+                await conn.execute(sql("plan_once"))
+            fencing = await send_fence(conn, owner, held)
+            if counted:
+                await add_counts(conn, leases, counts)
+        require_fenced(fencing, owner, held)
+        yield
 
 
 async def add_counts(

@@ -56,7 +56,7 @@ async def raise_alarm(
 
 
 def cut_off_text(view: AccountView, levels: Levels, balance_minor: int, prepayment: Prepayment) -> str:
-    """Return the notice of exhausted credit: of the recharge that it asks for, earlier arrears take their share first."""
+    """Return the notice of exhausted credit; of the recharge it asks for, earlier arrears take their share first."""
     needed_minor = restores_with_minor(levels, balance_minor)
     restores_minor = recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
     return exhausted_notice(view.number, balance_minor, restores_minor)

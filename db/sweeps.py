@@ -10,8 +10,7 @@ stays right (docs/decisions/0008-exact-days-close-in-batches.md).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -19,7 +18,7 @@ from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar, from_ms
 from billing.close_batch import ClosedBatch, ExactDay, close_batch
-from billing.journals import Leg, batched_day_legs, usage_batch_journal
+from billing.journals import Ledger, Leg, usage_batch_journal
 from billing.rate_table import RateTable
 from billing.rating_batch import line_sums
 from billing.terms import ONE_DAY, Assignment, BillPart, Terms
@@ -94,6 +93,7 @@ class DaySweep:
 _ANCHOR_AT = 7
 _OPENED_ON = 8
 _CHECKSUM = 10
+_PREPAID, _CLEARING = Ledger.PREPAID.value, Ledger.USAGE_CLEARING.value
 # The batch's own journal in `copy_day_journals`.
 _COPY_BATCH = "{id}\tusage_batch" + 5 * "\t\\N" + "\t0" + 3 * "\t\\N" + "\n"
 
@@ -120,32 +120,39 @@ async def _write(
     cursor = await conn.execute(sql("take_journal_ids"), {"number": len(accounts) + 1})
     batch_id, *ids = [row[0] for row in await cursor.fetchall()]
     counter_legs = usage_batch_journal(line_sums(batch.groups)).legs
-    # Text is built twice as fast as rows are adapted; nothing in it needs escaping: numbers, dates and line names.
+    # Text is built much faster than rows are adapted; nothing in it needs escaping: numbers, dates and line names. A
+    # dictionary of such prints as JSON does but for its quotes; the legs are those of `batched_day_legs`.
     journals = [_COPY_BATCH.format(id=batch_id)]
     legs = [_leg(batch_id, number, leg) for number, leg in enumerate(counter_legs, start=1)]
-    for journal_id, account, lines in zip(ids, accounts, batch.lines, strict=True):
-        part_first, from_wh, to_wh = account.part.first, account.closed_wh, account.to_wh
+    charges_minor = batch.charge_minor.tolist()
+    for journal_id, account, lines, charge_minor in zip(ids, accounts, batch.lines, charges_minor, strict=True):
+        from_wh, to_wh = account.closed_wh, account.to_wh
         journals.append(
-            f"{journal_id}\tday\t{account.account_id}\t{day}\t{part_first}\t{from_wh}\t{to_wh}\t{to_wh - from_wh}"
-            f"\tread\t{json.dumps(lines)}\t{batch_id}\n"
+            f"{journal_id}\tday\t{account.account_id}\t{day}\t{account.part.first}\t{from_wh}\t{to_wh}"
+            f"\t{to_wh - from_wh}\tread\t{lines}\t{batch_id}\n"
         )
-        legs += [_leg(journal_id, number, leg) for number, leg in enumerate(batched_day_legs(lines), start=1)]
+        legs.append(f"{journal_id}\t1\t{_PREPAID}\t\t{-charge_minor}\n{journal_id}\t2\t{_CLEARING}\t\t{charge_minor}\n")
     async with conn.cursor() as writer:
         async with writer.copy(sql("copy_day_journals")) as copy:
-            await copy.write("".join(journals))
+            await copy.write("".join(journals).replace("'", '"'))
         async with writer.copy(sql("copy_legs")) as copy:
             await copy.write("".join(legs))
     parameters = {
-        "ids": [account.account_id for account in accounts],
-        "posted_minors": batch.posted_minor.tolist(),
-        "charged_minors": batch.charged_minor.tolist(),
-        "before_whs": batch.before_wh.tolist(),
-        "part_start_whs": batch.part_start_wh.tolist(),
-        "to_whs": [account.to_wh for account in accounts],
+        "ids": _listed(account.account_id for account in accounts),
+        "posted_minors": _listed(batch.posted_minor.tolist()),
+        "charged_minors": _listed(batch.charged_minor.tolist()),
+        "before_whs": _listed(batch.before_wh.tolist()),
+        "part_start_whs": _listed(batch.part_start_wh.tolist()),
+        "to_whs": _listed(account.to_wh for account in accounts),
         "through": day + ONE_DAY,
         "edge_at": edge_at,
     }
     await conn.execute(sql("save_exact_days"), parameters)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """Write integers as the text of an array, in a quarter of the time that adapting them one by one takes."""
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def _leg(journal_id: int, number: int, leg: Leg) -> str:

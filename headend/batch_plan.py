@@ -58,6 +58,27 @@ def plan_batch(messages: Iterable[Received], table: ChargeTable, calendar: Local
     return made
 
 
+def take_columns(
+    made: Plan,
+    table: ChargeTable,
+    columns: ReadingColumns,
+    places: Places,
+    stored_at_ms: Int64,
+    calendar: LocalCalendar,
+) -> Places:
+    """Plan what is ordinary of readings in columns; return the positions of what is left to the plan one by one.
+
+    Arguments are those of `plan_columns`; of each plan at most once.
+    """
+    found = made.ordinary = plan_columns(table, columns, places, stored_at_ms, calendar)
+    made.candidates.update(found.crossed)
+    for shard, number in enumerate(found.stored.tolist()):
+        if number:
+            made.count(shard, "received", number)
+            made.count(shard, "stored", number)
+    return found.left
+
+
 def _plan_readings(
     made: Plan, reading: Sequence[tuple[Received, Readings]], table: ChargeTable, calendar: LocalCalendar
 ) -> None:
@@ -65,16 +86,9 @@ def _plan_readings(
     counts = np.array([len(uplink.read_at_ms) for uplink in uplinks], dtype=np.int64)
     places = np.repeat(np.array([table.place_of[uplink.serial] for uplink in uplinks], dtype=np.intp), counts)
     stored_at_ms = np.repeat(np.array([message.stored_at_ms for message, _ in reading], dtype=np.int64), counts)
-    columns = _columns(uplinks, table.meter_id[places])
-    made.ordinary = plan_columns(table, columns, places, stored_at_ms, calendar)
-    made.candidates.update(made.ordinary.candidates.tolist())
-    left = made.ordinary.left
-    taken = np.ones(len(places), dtype=np.bool_)
-    taken[left] = False
-    for shard, number in enumerate(np.bincount(table.shard[places[taken]]).tolist()):
-        if number:
-            made.count(shard, "received", number)
-            made.count(shard, "stored", number)
+    meter_ids = np.array([table.kept(uplink.serial).meter_id for uplink in uplinks], dtype=np.int64)
+    columns = _columns(uplinks, np.repeat(meter_ids, counts))
+    left = take_columns(made, table, columns, places, stored_at_ms, calendar)
     if len(left):
         _plan_left(made, reading, np.cumsum(counts) - counts, left, columns, table, calendar)
 

@@ -8,7 +8,7 @@ marks, so the state at any time is the kept one carried to its mark. Pure: the e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -32,12 +32,63 @@ RATED_W_MAX: Final = 10**6
 _FIRST_CAPACITY: Final = 1024
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What the table holds of some meters: a column for each figure.
+
+    Units: `zero_wh` is the register at which the bill part began; `part_first` and `through` count days as
+    `date.toordinal`; `settled_minor` is what the balance would be without the open part's lines; at or below `low_at`
+    and `cut_at` a level is crossed, `NO_LEVEL` where none can be.
+    """
+
+    values: Int64
+
+    def column(self, number: int) -> Int64:
+        """Return one column by its number."""
+        return self.values[:, number]
+
+    def flagged(self, flag: int) -> Bool:
+        """Tell which meters have a flag."""
+        found: Bool = (self.values[:, FLAGS] & flag) != 0
+        return found
+
+    def those(self, places: Bool) -> Known:
+        """Return the same of some of the meters."""
+        return Known(self.values[places])
+
+
+# Columns of `Known`.
+(
+    METER_ID,
+    ACCOUNT_ID,
+    SHARD,
+    MARK_MS,
+    MARK_WH,
+    ZERO_WH,
+    RATED_W,
+    PART_END_MS,
+    PART_FIRST,
+    THROUGH,
+    BEFORE_WH,
+    DEMAND_W,
+    RATE_ROW,
+    SETTLED_MINOR,
+    LOW_AT,
+    CUT_AT,
+    FLAGS,
+) = range(17)
+# Flags of a meter: the alarm of exhausted credit has rung; supply is to be off; only the plan one by one may take it.
+EXHAUSTED_RAISED, OFF, PLAIN = 1, 2, 4
+
+
 class ChargeTable(Mapping[str, MeterState]):
     """Meter states by serial, and the same as columns.
 
-    Invariants: `place_of` names the place of every known serial; at a place all arrays tell of that meter, as of the
-    latest committed batch. `plain` marks meters that only the plan one by one may take: with time-of-day zones, a
-    closed edge that waits for a reading, a held order, or a rating beyond the arrays' range.
+    Invariants: `place_of` names the place of every known serial; the figures at a place tell of that meter, as of the
+    latest committed batch. They stand side by side, not in arrays of their own: a batch meets its meters in no order,
+    and one line of figures is two or three cache misses instead of seventeen (20,000 meters of 1 M: 4 ms for 16,
+    2026-11-22). `PLAIN` marks meters that only the plan one by one may take: with time-of-day zones, a closed edge
+    that waits for a reading, a held order, or a rating beyond the range of 64 bits.
     """
 
     def __init__(self, calendar: LocalCalendar) -> None:
@@ -46,15 +97,14 @@ class ChargeTable(Mapping[str, MeterState]):
         self.place_of: dict[str, int] = {}
         self._kept: list[MeterState | None] = []
         self._free: list[int] = []
-        self._grow(_FIRST_CAPACITY)
+        self._values: Int64 = np.zeros((_FIRST_CAPACITY, FLAGS + 1), dtype=np.int64)
 
     def __getitem__(self, serial: str) -> MeterState:
         place = self.place_of[serial]
         kept = self.kept(serial)
-        mark_ms = int(self.mark_ms[place])
+        mark_ms, mark_wh = self._values[place, MARK_MS : MARK_WH + 1].tolist()
         if mark_ms == kept.mark_ms:
             return kept
-        mark_wh = int(self.mark_wh[place])
         last = Point(at_ms=mark_ms, energy_wh=kept.energy_to_date(mark_ms, mark_wh))
         walk = replace(kept.account.walk, last=last)
         return replace(kept, mark_ms=mark_ms, mark_wh=mark_wh, account=replace(kept.account, walk=walk))
@@ -78,7 +128,7 @@ class ChargeTable(Mapping[str, MeterState]):
             place = self._take_place()
             self.place_of[state.serial] = place
         self._kept[place] = state
-        self._fill(place, state)
+        self._values[place] = self._figures(state)
         return place
 
     def drop(self, serial: str) -> None:
@@ -88,93 +138,61 @@ class ChargeTable(Mapping[str, MeterState]):
             self._kept[place] = None
             self._free.append(place)
 
+    def known(self, places: Places) -> Known:
+        """Return what is held of the meters at some places."""
+        return Known(self._values.take(places, axis=0))
+
     def move_marks(self, places: Places, mark_ms: Int64, mark_wh: Int64) -> None:
         """Take over where a committed plan in columns has left its meters."""
-        self.mark_ms[places] = mark_ms
-        self.mark_wh[places] = mark_wh
+        self._values[places, MARK_MS] = mark_ms
+        self._values[places, MARK_WH] = mark_wh
 
     def _take_place(self) -> int:
         if self._free:
             return self._free.pop()
-        if len(self._kept) == len(self.meter_id):
-            self._grow(2 * len(self.meter_id))
+        if len(self._kept) == len(self._values):
+            self._values = np.concatenate([self._values, np.zeros_like(self._values)])
         self._kept.append(None)
         return len(self._kept) - 1
 
-    def _fill(self, place: int, state: MeterState) -> None:
+    def _figures(self, state: MeterState) -> tuple[int, ...]:
+        """Return a meter's figures in the order of the columns."""
         account, walk = state.account, state.account.walk
         levels = account.levels
-        self.meter_id[place] = state.meter_id
-        self.account_id[place] = account.id
-        self.shard[place] = state.shard
-        self.mark_ms[place] = state.mark_ms
-        self.mark_wh[place] = state.mark_wh
-        self.offset_wh[place] = state.segments[-1].offset_wh
-        self.rated_w[place] = state.rated_w
-        self.part_end_ms[place] = self._calendar.midnight_ms(walk.part.end)
-        self.part_first[place] = walk.part.first.toordinal()
-        self.through[place] = account.checkpoint.through.toordinal()
-        self.start_wh[place] = walk.start_wh
-        self.before_wh[place] = walk.before_wh
-        self.demand_w[place] = walk.demand_w
-        # What the balance would be without the open part's lines.
-        self.settled_minor[place] = account.checkpoint.posted_minor - walk.done_minor
+        rate_row = None if account.silent or account.held else self._rate_row(state)
         low_minor = levels.threshold_minor
-        self.low_at[place] = NO_LEVEL if low_minor is None or levels.low_raised else low_minor
         may_cut = desired_supply(levels, NO_LEVEL) is Supply.OFF
-        self.cut_at[place] = levels.cut_at_minor if may_cut else NO_LEVEL
-        self.exhausted_raised[place] = levels.exhausted_raised
-        self.off[place] = levels.desired is Supply.OFF
-        self.plain[place] = account.silent or account.held or not self._rated_in_columns(place, state)
+        return (
+            state.meter_id,
+            account.id,
+            state.shard,
+            state.mark_ms,
+            state.mark_wh,
+            walk.start_wh - state.segments[-1].offset_wh,
+            state.rated_w,
+            self._calendar.midnight_ms(walk.part.end),
+            walk.part.first.toordinal(),
+            account.checkpoint.through.toordinal(),
+            # What the plan one by one takes may be beyond 64 bits.
+            0 if rate_row is None else walk.before_wh,
+            0 if rate_row is None else walk.demand_w,
+            rate_row or 0,
+            account.checkpoint.posted_minor - walk.done_minor,
+            NO_LEVEL if low_minor is None or levels.low_raised else low_minor,
+            levels.cut_at_minor if may_cut else NO_LEVEL,
+            levels.exhausted_raised * EXHAUSTED_RAISED
+            + (levels.desired is Supply.OFF) * OFF
+            + (rate_row is None) * PLAIN,
+        )
 
-    def _rated_in_columns(self, place: int, state: MeterState) -> bool:
-        """Note the row of the open part's rates; tell whether the vectorised forms are proven for this meter."""
+    def _rate_row(self, state: MeterState) -> int | None:
+        """Return the row of the open part's rates; None where the vectorised forms are not proven for a meter."""
         walk = state.account.walk
         if walk.part.zone_count or state.rated_w > RATED_W_MAX:
-            return False
+            return None
         if walk.before_wh > ENERGY_WH_MAX or walk.demand_w > LOAD_W_MAX:
-            return False
+            return None
         try:
-            self.rate_row[place] = self.rates.row_of(walk.part)
+            return self.rates.row_of(walk.part)
         except TariffError:
-            return False
-        return True
-
-    def _grow(self, capacity: int) -> None:
-        known = len(self._kept)
-
-        def column(name: str, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
-            grown = np.zeros(capacity, dtype=dtype)
-            if known:
-                grown[:known] = getattr(self, name)[:known]
-            return grown
-
-        for name in _INTEGERS:
-            setattr(self, name, column(name, np.int64))
-        for name in _FLAGS:
-            setattr(self, name, column(name, np.bool_))
-
-    meter_id: Int64
-    account_id: Int64
-    shard: Int64
-    mark_ms: Int64
-    mark_wh: Int64
-    offset_wh: Int64
-    rated_w: Int64
-    part_end_ms: Int64
-    part_first: Int64
-    through: Int64
-    start_wh: Int64
-    before_wh: Int64
-    demand_w: Int64
-    rate_row: Int64
-    settled_minor: Int64
-    low_at: Int64
-    cut_at: Int64
-    exhausted_raised: Bool
-    off: Bool
-    plain: Bool
-
-
-_FLAGS = ("exhausted_raised", "off", "plain")
-_INTEGERS = tuple(name for name in ChargeTable.__annotations__ if name not in _FLAGS)
+            return None

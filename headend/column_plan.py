@@ -16,7 +16,32 @@ from billing.calendar import LocalCalendar
 from billing.rating_batch import charge_totals
 from billing.running_batch import day_ordinals
 from billing.tariff import ENERGY_WH_MAX
-from headend.charge_table import Bool, ChargeTable, Int64, Places
+from headend.charge_table import (
+    ACCOUNT_ID,
+    BEFORE_WH,
+    CUT_AT,
+    DEMAND_W,
+    EXHAUSTED_RAISED,
+    LOW_AT,
+    MARK_MS,
+    MARK_WH,
+    METER_ID,
+    OFF,
+    PART_END_MS,
+    PART_FIRST,
+    PLAIN,
+    RATE_ROW,
+    RATED_W,
+    SETTLED_MINOR,
+    SHARD,
+    THROUGH,
+    ZERO_WH,
+    Bool,
+    ChargeTable,
+    Int64,
+    Known,
+    Places,
+)
 from headend.validate import CLOCK_CEILING_MS, CLOCK_FLOOR_MS, FUTURE_SLACK_MS, JUMP_SLACK_WH
 from protocols.columns import ReadingColumns
 
@@ -28,16 +53,18 @@ class ColumnPlan:
     """What a batch in columns writes, and what is known after its commit.
 
     Shape: `columns` are the rows to store, by meter and instant; `places`, `mark_ms` and `mark_wh` one entry for each
-    of their meters. `left` are the positions in the batch that are left to the plan one by one. `candidates` are
-    accounts to be looked at under their lock.
+    of their meters; `stored` their number by shard. `left` are the positions in the batch that are left to the plan one
+    by one. `crossed` has the accounts to be looked at under their lock, each with meter, instant and register of its
+    last reading.
     """
 
     columns: ReadingColumns
     places: Places
     mark_ms: Int64
     mark_wh: Int64
+    stored: Int64
     left: Places
-    candidates: Int64
+    crossed: dict[int, tuple[int, int, int]]
 
 
 def plan_columns(
@@ -48,77 +75,87 @@ def plan_columns(
     Units: `stored_at_ms` is when the broker stored each reading's message, UTC milliseconds.
     Shape: `places` and `stored_at_ms` have one entry for each reading.
     """
-    # Stable: of two with the same instant the one that came first is first.
-    order = np.lexsort((columns.at_ms, columns.meter_id))
-    at_ms, register_wh, place = columns.at_ms[order], columns.import_wh[order], places[order]
-    if not len(order):
+    if not len(columns):
         return _nothing(columns)
+    order = np.arange(len(columns))
+    if not columns.is_sorted_by_meter():
+        # Stable: of two with the same instant the one that came first is first.
+        order = np.lexsort((columns.at_ms, columns.meter_id))
+        columns, places, stored_at_ms = columns.take(order), places[order], stored_at_ms[order]
     first = np.empty(len(order), dtype=np.bool_)
     first[0] = True
-    np.not_equal(place[1:], place[:-1], out=first[1:])
+    np.not_equal(places[1:], places[:-1], out=first[1:])
     starts = np.flatnonzero(first)
-    ends = np.append(starts[1:], len(order)) - 1
-    good = _good_readings(table, at_ms, register_wh, place, first, stored_at_ms[order])
-    meters = place[ends]
-    used_wh = register_wh[ends] + table.offset_wh[meters] - table.start_wh[meters]
-    ordinary = np.logical_and.reduceat(good, starts)
-    ordinary &= ~table.plain[meters] & (at_ms[ends] < table.part_end_ms[meters])
+    numbers = np.diff(starts, append=len(order))
+    ends = starts + numbers - 1
+    meters = places[ends]
+    known = table.known(meters)
+    mark_ms, mark_wh = columns.at_ms[ends], columns.import_wh[ends]
+    used_wh = mark_wh - known.column(ZERO_WH)
+    ordinary = np.logical_and.reduceat(_good_readings(known, columns, first, numbers, stored_at_ms), starts)
+    ordinary &= ~known.flagged(PLAIN) & (mark_ms < known.column(PART_END_MS))
     ordinary &= (used_wh >= 0) & (used_wh <= ENERGY_WH_MAX)
-    taken = np.repeat(ordinary, ends - starts + 1)
-    every = bool(ordinary.all())
-    places_taken = meters if every else meters[ordinary]
-    mark_ms, mark_wh = at_ms[ends], register_wh[ends]
-    if not every:
-        mark_ms, mark_wh = mark_ms[ordinary], mark_wh[ordinary]
-    crossed = crossing(table, places_taken, mark_ms, mark_wh, calendar)
+    left = np.empty(0, dtype=np.intp)
+    if not bool(ordinary.all()):
+        taken = np.repeat(ordinary, numbers)
+        left = np.sort(order[~taken])
+        columns, known, meters = columns.take(taken), known.those(ordinary), meters[ordinary]
+        mark_ms, mark_wh, numbers = mark_ms[ordinary], mark_wh[ordinary], numbers[ordinary]
     return ColumnPlan(
-        columns=columns.take(order if every else order[taken]),
-        places=places_taken,
+        columns=columns,
+        places=meters,
         mark_ms=mark_ms,
         mark_wh=mark_wh,
-        left=np.sort(order[~taken]),
-        candidates=table.account_id[places_taken[crossed]],
+        stored=np.bincount(np.repeat(known.column(SHARD), numbers)),
+        left=left,
+        crossed=_crossed(table, known, mark_ms, mark_wh, calendar),
     )
 
 
 def balances_minor(
-    table: ChargeTable, places: Places, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar
+    table: ChargeTable, known: Known, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar
 ) -> Int64:
     """Return running balances at money time, of meters read inside their open bill part, in minor units."""
-    first = table.part_first[places]
-    day = np.maximum(day_ordinals(calendar, at_ms), table.through[places])
+    day = np.maximum(day_ordinals(calendar, at_ms), known.column(THROUGH))
     charged = charge_totals(
         table.rates,
-        table.rate_row[places],
-        table.before_wh[places],
-        register_wh + table.offset_wh[places] - table.start_wh[places],
-        np.maximum(day - first + 1, 0),
-        demand_w=table.demand_w[places],
+        known.column(RATE_ROW),
+        known.column(BEFORE_WH),
+        register_wh - known.column(ZERO_WH),
+        np.maximum(day - known.column(PART_FIRST) + 1, 0),
+        demand_w=known.column(DEMAND_W),
     )
-    return table.settled_minor[places] - charged
+    return known.column(SETTLED_MINOR) - charged
 
 
-def crossing(table: ChargeTable, places: Places, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar) -> Bool:
-    """Tell of which meters the account has to be looked at: the same test as `billing.supply.crosses`."""
-    balance_minor = balances_minor(table, places, at_ms, register_wh, calendar)
-    exhausted = balance_minor <= table.cut_at[places]
-    crossed: Bool = (
-        (balance_minor <= table.low_at[places])
-        | (exhausted & ~table.exhausted_raised[places])
-        | (exhausted != table.off[places])
+def _crossed(
+    table: ChargeTable, known: Known, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar
+) -> dict[int, tuple[int, int, int]]:
+    """Find the accounts that have to be looked at: the same test as `billing.supply.crosses`."""
+    balance_minor = balances_minor(table, known, at_ms, register_wh, calendar)
+    exhausted = balance_minor <= known.column(CUT_AT)
+    looks = (
+        (balance_minor <= known.column(LOW_AT))
+        | (exhausted & ~known.flagged(EXHAUSTED_RAISED))
+        | (exhausted != known.flagged(OFF))
     )
-    return crossed
+    found = np.flatnonzero(looks)
+    last = (known.column(METER_ID)[found], at_ms[found], register_wh[found])
+    lasts = zip(*(column.tolist() for column in last), strict=True)
+    return dict(zip(known.column(ACCOUNT_ID)[found].tolist(), lasts, strict=True))
 
 
-def _good_readings(
-    table: ChargeTable, at_ms: Int64, register_wh: Int64, place: Places, first: Bool, stored_at_ms: Int64
-) -> Bool:
-    """Tell which readings pass the rules of `headend.validate`, each against the one before it or the mark."""
+def _good_readings(known: Known, columns: ReadingColumns, first: Bool, numbers: Int64, stored_at_ms: Int64) -> Bool:
+    """Tell which readings pass the rules of `headend.validate`, each against the one before it or the mark.
+
+    Shape: `known` and `numbers` have one entry for each meter, of whose readings in a row `first` marks the first.
+    """
+    at_ms, register_wh = columns.at_ms, columns.import_wh
     before_ms, before_wh = np.empty_like(at_ms), np.empty_like(register_wh)
     before_ms[1:], before_wh[1:] = at_ms[:-1], register_wh[:-1]
-    before_ms[first], before_wh[first] = table.mark_ms[place[first]], table.mark_wh[place[first]]
+    before_ms[first], before_wh[first] = known.column(MARK_MS), known.column(MARK_WH)
     elapsed_ms, consumed_wh = at_ms - before_ms, register_wh - before_wh
-    limit_wh = table.rated_w[place] * elapsed_ms // HOUR_MS + JUMP_SLACK_WH
+    limit_wh = np.repeat(known.column(RATED_W), numbers) * elapsed_ms // HOUR_MS + JUMP_SLACK_WH
     return (
         (elapsed_ms > 0)
         & (at_ms >= CLOCK_FLOOR_MS)
@@ -131,11 +168,7 @@ def _good_readings(
 
 def _nothing(columns: ReadingColumns) -> ColumnPlan:
     none = np.empty(0, dtype=np.int64)
+    nowhere = none.astype(np.intp)
     return ColumnPlan(
-        columns=columns,
-        places=none.astype(np.intp),
-        mark_ms=none,
-        mark_wh=none,
-        left=none.astype(np.intp),
-        candidates=none,
+        columns=columns, places=nowhere, mark_ms=none, mark_wh=none, stored=none, left=nowhere, crossed={}
     )

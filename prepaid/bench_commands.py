@@ -73,6 +73,33 @@ def rating(json_output: Json = False) -> None:
         sys.exit(1)
 
 
+@bench_app.command()
+def charge(
+    accounts: Annotated[int, typer.Option(help="How many accounts there are.")] = 1_000_000,
+    readings: Annotated[int, typer.Option(help="Readings of a run, at most one an account.")] = 1_000_000,
+    pairs: Annotated[int, typer.Option(help="Pairs of runs, bare COPY and charge, of each figure.")] = 5,
+    day_accounts: Annotated[int, typer.Option(help="Accounts that are read whole days, with close-day.")] = 100_000,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small load that shows no rate, only that it works.")
+    ] = False,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Readings charged per second beside a bare COPY; status 1 if one was not charged or a deadlock happened."""
+    from loadtests.bench_charge import QUICK, ChargeLoad, bench_charge
+
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
+    load = ChargeLoad(accounts=accounts, readings=readings, pairs=pairs, day_accounts=day_accounts)
+    with console.progress_bars() as bars:
+        report = bench_charge(settings, QUICK if quick else load, bars)
+    _print(report, json_output=json_output)
+    if report["deadlocks"] or not report["complete"]:
+        sys.exit(1)
+
+
 def _print(report: Mapping[str, object], *, json_output: bool) -> None:
     if json_output:
         console.print_json(report)

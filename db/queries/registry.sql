@@ -52,8 +52,9 @@ update accounts set anchor_zones = %(zones)s, closed_zones = %(zones)s where id 
 -- register_vendor: who sells recharges; a name that is there is left as it is
 insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
 
--- accounts_to_close: accounts with days to close, in id order from one id on
-select id, through from accounts where id > %(after)s and through <= %(until)s order by id limit %(most)s
+-- accounts_to_close: accounts of a range with days to close, in id order from one id on
+select id, through from accounts
+where id > %(after)s and id <= %(last)s and through <= %(until)s order by id limit %(most)s
 
 -- still_to_close: those of some accounts that have days to close
 select id from accounts where id = any(%(ids)s) and through <= %(until)s order by id

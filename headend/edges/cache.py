@@ -37,6 +37,7 @@ class StateCache:
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
         self._feed_read = 0
+        self._left = 0
 
     def own(self, leases: Iterable[Lease]) -> None:
         """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood.
@@ -95,10 +96,16 @@ class StateCache:
         changed: dict[int, int] = dict(await cursor.fetchall())
         newer = [account_id for account_id, version in changed.items() if self._version(account_id) < version]
         part = newer[:ACCOUNTS_PER_REFRESH]
+        self._left = len(newer) - len(part)
         await self._read(conn, part)
         if len(part) == len(newer):
             self._feed_read = row[0]
         return sorted(account_id for account_id in part if self._needs_look(account_id))
+
+    @property
+    def left(self) -> int:
+        """How many changed accounts the last refresh has left to the next."""
+        return self._left
 
     @property
     def feed_from(self) -> int:

@@ -33,6 +33,7 @@ from db.sweeps import DaySweep
 ACCOUNTS_PER_TRANSACTION = 2_000
 STRIDES = 8
 ACCOUNTS_PER_RANGE = STRIDES * ACCOUNTS_PER_TRANSACTION
+ACCOUNT_ID_MAX = 2**63 - 1
 # What has no exact end is closed one by one: 100 accounts with a day each are some 800 short statements, 0.1 s.
 ACCOUNTS_ONE_BY_ONE = 100
 # A batch that stores relay reports of the same meters can stand across a range; five times in a row it does not.
@@ -56,13 +57,17 @@ async def close_day(
     rules: PostingRules,
     pause_s: float = 0.0,
     progress: Callable[[int], None] | None = None,
+    last: int = ACCOUNT_ID_MAX,
 ) -> ClosedDays:
-    """Close every account's days up to and including `until`, range by range, pausing between ranges."""
+    """Close every account's days up to and including `until`, range by range, pausing between ranges.
+
+    `last` ends the sweep at an account's id.
+    """
     sweep = DaySweep(rules.calendar)
     accounts = exact = others = after = 0
     while True:
         cursor = await conn.execute(
-            sql("accounts_to_close"), {"after": after, "until": until, "most": ACCOUNTS_PER_RANGE}
+            sql("accounts_to_close"), {"after": after, "last": last, "until": until, "most": ACCOUNTS_PER_RANGE}
         )
         found: dict[int, date] = dict(await cursor.fetchall())
         if not found:

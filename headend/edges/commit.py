@@ -25,11 +25,13 @@ from db.batches import (
     confirm_order,
     save_relay,
 )
+from db.crossings import LastReading, lock_free_and_look, post_crossings
 from db.leases import Lease, Owner
 from db.named import sql
 from db.orders import PostingRules
-from db.posting import lock_free, post_readings
+from db.posting import lock_free, may_move_closed_edges, post_readings
 from db.readings import columns_from_rows, compare_readings, copy_columns, copy_readings, neighbours
+from headend.edges.cache import state_from_view
 from headend.pipeline import Held, Plan, place_late
 from headend.state import MeterState
 from protocols.columns import concatenate
@@ -155,11 +157,23 @@ async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
 async def _write_candidates(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:
     """Lock the candidates that are free, look at them, post; leave the others to be settled right after."""
     now_ms = _now_ms()
-    free = await lock_free(conn, sorted(made.candidates))
-    views: dict[int, AccountView] = await look(conn, sorted(free), rules.calendar) if free else {}
+    crossed = {} if made.ordinary is None else made.ordinary.crossed
+    last = {
+        account_id: LastReading(meter_id=meter_id, at_ms=at_ms, register_wh=register_wh)
+        for account_id, (meter_id, at_ms, register_wh) in crossed.items()
+    }
+    free, views = await lock_free_and_look(conn, sorted(made.candidates), last, rules.calendar)
+    ordinary: list[AccountView] = []
     for account_id, view in sorted(views.items()):
         since_ms = made.late_since_ms.get(account_id)
-        await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
+        if may_move_closed_edges(view, since_ms, rules.calendar):
+            await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
+        else:
+            ordinary.append(view)
+    if ordinary:
+        # Known after the commit without a look: else each crossing would be one again until the feed is read.
+        for view in await post_crossings(conn, ordinary, rules=rules, now_ms=now_ms):
+            made.states[view.meter.serial] = state_from_view(view, rules.calendar)
     for account_id in sorted(made.candidates - free):
         late_ms = made.late_since_ms.get(account_id)
         await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))

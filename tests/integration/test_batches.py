@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import pytest
 from psycopg import AsyncConnection
+from psycopg.pq import PipelineStatus
 
-from db.batches import QuarantineRow, add_counts, add_quarantine, open_batch
+from db.batches import QuarantineRow, add_counts, add_quarantine, batch_transaction
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, take_leases
 from db.migrate import migrate
@@ -109,15 +110,22 @@ def test_batch_is_opened_under_its_leases_or_leaves_nothing(database_url: str) -
             {**leases, 31: Lease(shard=30, epoch=1, feed_from=0)},
         ):
             with pytest.raises(LeaseLost, match="expected 2 shards to be ours, got 1"):
-                async with conn.transaction():
-                    await open_batch(conn, OWNER, stale, COUNTS)
+                async with batch_transaction(conn, OWNER, stale, COUNTS, counted=True):
+                    raise AssertionError("a batch without its leases has begun")
         other = replace(OWNER, name="somebody-else")
         with pytest.raises(LeaseLost, match="got 0"):
-            async with conn.transaction():
-                await open_batch(conn, other, leases, COUNTS)
+            async with batch_transaction(conn, other, leases, COUNTS, counted=False):
+                raise AssertionError("a batch without its leases has begun")
         assert await _batches(conn) == []
-        async with conn.transaction():
-            await open_batch(conn, OWNER, leases, COUNTS)
+        async with batch_transaction(conn, OWNER, leases, COUNTS, counted=False):
+            assert await _batches(conn) == []
+        async with batch_transaction(conn, OWNER, leases, COUNTS, counted=True):
+            # Outside of the pipeline that began it: a COPY is possible.
+            assert conn.info.pipeline_status == PipelineStatus.OFF
+        assert len(await _batches(conn)) == len(COUNTS)
+        with pytest.raises(ZeroDivisionError):
+            async with batch_transaction(conn, OWNER, leases, COUNTS, counted=True):
+                raise ZeroDivisionError
         assert len(await _batches(conn)) == len(COUNTS)
 
     _run(database_url, story)

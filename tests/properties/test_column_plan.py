@@ -1,0 +1,203 @@
+"""The plan in columns is the plan one by one, for any batch and any state that ingest may be in."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from billing.running import Point, begin, follow, opening
+from billing.supply import Mode, Supply
+from billing.tariff import ENERGY_WH_MAX
+from billing.tariff_document import builtin_tariff
+from billing.terms import one_assignment
+from db.readings import rows_from_columns
+from headend.batch_plan import plan_batch
+from headend.charge_table import RATED_W_MAX
+from headend.edges.cache import StateCache
+from headend.pipeline import Plan, Received, plan, receive
+from headend.state import MeterState, RegisterSegment
+from headend.validate import CLOCK_CEILING_MS, CLOCK_FLOOR_MS, FUTURE_SLACK_MS
+from protocols.native import (
+    CommandReply,
+    MeterEvent,
+    OrderKind,
+    Readings,
+    Relay,
+    ReplyResult,
+    encode_event,
+    encode_readings,
+    encode_reply,
+)
+from protocols.rows import ReadingRow
+from protocols.topics import event_topic, reading_topic, shard_of
+from tests.support import CALENDAR, CREDIT_MINOR, DAY_MS, HOUR_MS, MINUTE_MS, REGISTER_WH, T0, meter_state
+
+SERIALS = ("M1", "M2", "M3", "M4")
+NOW_MS = T0 + 45 * DAY_MS
+PART_END_MS = T0 + 30 * DAY_MS
+TARIFFS = ("punjab-ds-2026-27", "punjab-nrs-2026-27", "punjab-ds-2026-27-subsidy", "punjab-tod-commercial-2026-27")
+BOUNDED = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+
+instants = st.one_of(
+    st.integers(0, 60).map(lambda hour: T0 + hour * HOUR_MS),
+    st.sampled_from([0, T0 - 1, T0, T0 + 1, PART_END_MS - 1, PART_END_MS, PART_END_MS + HOUR_MS]),
+    st.sampled_from([CLOCK_FLOOR_MS - 1, CLOCK_FLOOR_MS, CLOCK_CEILING_MS - 1, CLOCK_CEILING_MS, 253_402_300_799_999]),
+    st.sampled_from([NOW_MS, NOW_MS + FUTURE_SLACK_MS, NOW_MS + FUTURE_SLACK_MS + 1]),
+    st.integers(T0, NOW_MS),
+)
+registers_wh = st.one_of(
+    st.integers(REGISTER_WH, REGISTER_WH + 60_000),
+    st.sampled_from([0, REGISTER_WH - 1, REGISTER_WH, 999_999_900, 1_000_000_000, 10**10, 2**63 - 1]),
+)
+channel = st.one_of(st.none(), st.integers(0, 300_000))
+relays = st.sampled_from([None, Relay.ON, Relay.OFF])
+
+
+@st.composite
+def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
+    """Draw what ingest knows of a meter: any tariff, mark, levels and flags, one roll-over or none."""
+    tariff = builtin_tariff(draw(st.sampled_from((TARIFFS[0], *TARIFFS))))
+    terms = one_assignment(tariff, load_w=draw(st.sampled_from([900, 3_000, 25_000])), opened_on=CALENDAR.day_of(T0))
+    posted_minor = draw(st.sampled_from([-1, 0, 500, 2_000, CREDIT_MINOR, 10**12]))
+    checkpoint = opening(terms, posted_minor=posted_minor, at=Point(at_ms=T0, energy_wh=0))
+    before_wh = draw(st.sampled_from([0, 0, 150_000, ENERGY_WH_MAX, ENERGY_WH_MAX + 1]))
+    checkpoint = replace(checkpoint, before_wh=before_wh)
+    mark_ms = T0 + draw(st.sampled_from([0, HOUR_MS, 20 * HOUR_MS, 29 * DAY_MS, 31 * DAY_MS]))
+    mark_wh = REGISTER_WH if mark_ms == T0 else REGISTER_WH + draw(st.integers(0, 30_000))
+    walk = begin(checkpoint, terms)
+    if mark_ms > T0:
+        walk = follow(walk, terms, [Point(at_ms=mark_ms, energy_wh=mark_wh - REGISTER_WH)], CALENDAR)
+    plain = meter_state(serial, meter_id=meter_id)
+    levels = replace(
+        plain.account.levels,
+        mode=draw(st.sampled_from([Mode.PREPAID, Mode.PREPAID, Mode.PREPAID, Mode.POSTPAID])),
+        threshold_minor=draw(st.sampled_from([None, 0, 1_000, CREDIT_MINOR])),
+        emergency_credit_minor=draw(st.sampled_from([0, 1_500])),
+        low_raised=draw(st.booleans()),
+        exhausted_raised=draw(st.booleans()),
+        desired=draw(st.sampled_from([Supply.ON, Supply.ON, Supply.OFF])),
+        absent=draw(st.sampled_from([False, False, False, True])),
+    )
+    account = replace(
+        plain.account,
+        terms=terms,
+        checkpoint=checkpoint,
+        walk=walk,
+        levels=levels,
+        silent=draw(st.sampled_from([False, False, False, True])),
+        held=draw(st.sampled_from([False, False, False, True])),
+        told=draw(st.sampled_from([None, Supply.ON, Supply.OFF])),
+    )
+    return replace(
+        plain,
+        rated_w=draw(st.sampled_from([15_000, 15_000, RATED_W_MAX, RATED_W_MAX + 1])),
+        register_end_wh=draw(st.sampled_from([10**9, REGISTER_WH + 31_000])),
+        segments=(RegisterSegment(from_ms=T0, offset_wh=-REGISTER_WH),),
+        mark_ms=mark_ms,
+        mark_wh=mark_wh,
+        relay=draw(st.sampled_from([None, Supply.ON, Supply.OFF])),
+        relay_at_ms=draw(st.sampled_from([None, T0 + HOUR_MS])),
+        account=account,
+    )
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Received:
+    """Draw a message: mostly readings, some good and some absurd, else an event, a reply or nonsense."""
+    serial = draw(st.sampled_from((*SERIALS, *SERIALS, "M9")))
+    kind = draw(st.sampled_from(["readings"] * 8 + ["event", "reply", "nonsense"]))
+    topic, payload = event_topic(serial), b"{"
+    if kind == "readings":
+        topic, payload = reading_topic(serial), encode_readings(draw(_readings(serial)))
+    elif kind == "event":
+        at_ms = draw(st.integers(T0, NOW_MS))
+        payload = encode_event(MeterEvent(serial=serial, seq=None, at_ms=at_ms, code=draw(st.integers(1, 300))))
+    elif kind == "reply":
+        payload = encode_reply(
+            CommandReply(
+                serial=serial,
+                seq=None,
+                at_ms=draw(instants),
+                order_id=1,
+                epoch=1,
+                kind=OrderKind.SUPPLY,
+                result=draw(st.sampled_from(ReplyResult)),
+                relay=draw(relays),
+                threshold_minor=None,
+            )
+        )
+    return receive(shard_of(serial), topic, payload, NOW_MS - draw(st.sampled_from([0, 0, 0, 40 * DAY_MS])))
+
+
+@st.composite
+def _readings(draw: st.DrawFn, serial: str) -> Readings:
+    first_ms = draw(instants)
+    rising = draw(st.booleans())
+    count = draw(st.integers(1, 5)) if first_ms < CLOCK_CEILING_MS else 1
+    found = draw(st.lists(registers_wh, min_size=count, max_size=count))
+    step_ms = draw(st.sampled_from([MINUTE_MS, HOUR_MS, DAY_MS]))
+    number = draw(st.integers(1, 3))
+    return Readings(
+        serial=serial,
+        seq=None,
+        clock_ms=draw(st.one_of(st.none(), instants)),
+        read_at_ms=[first_ms + place * step_ms for place in range(count)],
+        # Everybody's third reading is alike: duplicates come by themselves.
+        import_wh=sorted(found) if rising else [REGISTER_WH + number * 400 + place for place in range(count)],
+        export_wh=draw(st.lists(channel, min_size=count, max_size=count)),
+        voltage_mv=[None] * count,
+        current_ma=[number] * count,
+        power_w=[None] * count,
+        pf_milli=[None] * count,
+        freq_mhz=[50_000] * count,
+        relay=draw(relays),
+        credit_minor=None,
+        events=draw(st.sampled_from([(), (), (101,), (101, 102)])),
+    )
+
+
+def _rows(made: Plan) -> list[ReadingRow]:
+    ordinary = [] if made.ordinary is None else rows_from_columns(made.ordinary.columns)
+    return sorted([*made.rows, *ordinary], key=lambda row: (row.meter_id, row.read_at))
+
+
+def _counts(made: Plan) -> dict[int | None, Counter[str]]:
+    # A count of none says nothing.
+    return {shard: +counted for shard, counted in made.counts.items() if +counted}
+
+
+def _adopted(known: Mapping[str, MeterState], made: Plan) -> dict[str, MeterState]:
+    after = {**known, **made.states}
+    return {serial: state for serial, state in after.items() if serial not in made.stale_serials}
+
+
+@BOUNDED
+@given(
+    st.tuples(*(meters(serial, number) for number, serial in enumerate(SERIALS, start=1))),
+    st.lists(st.lists(messages(), max_size=8), min_size=1, max_size=3),
+)
+def test_any_batch_is_planned_in_columns_as_one_by_one(
+    found: Sequence[MeterState], batches: Sequence[Sequence[Received]]
+) -> None:
+    """Rows, quarantine, late readings, segments, relays, events, replies, counts, candidates and states are equal."""
+    known = {state.serial: state for state in found}
+    cache = StateCache(CALENDAR)
+    for state in found:
+        cache.put(state)
+    for batch in batches:
+        plain, made = plan(batch, known, CALENDAR), plan_batch(batch, cache.table, CALENDAR)
+        assert _rows(made) == _rows(plain)
+        assert made.held == plain.held
+        assert made.late == plain.late
+        assert made.segments == plain.segments
+        assert made.relays == plain.relays
+        assert made.events == plain.events
+        assert made.replies == plain.replies
+        assert made.candidates == plain.candidates
+        assert made.stale_serials == plain.stale_serials
+        assert _counts(made) == _counts(plain)
+        known = _adopted(known, plain)
+        cache.adopt(made)
+        assert dict(cache.table) == known

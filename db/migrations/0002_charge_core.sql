@@ -57,8 +57,8 @@ alter table journals
     -- The journal that this one reverses or corrects.
     add column about_id bigint references journals,
     add column correction_id bigint;
--- Journals and legs are only appended, by db.posting and db.sweeps, under the account's lock; looking four keys up for each
--- closed day would be most of what a sweep costs the server. The auditor finds a leg or a journal that refers to nothing.
+-- Journals and legs are only appended, by db.posting and db.sweeps, under the account's lock; a sweep would look four keys
+-- up for each closed day. The auditor finds a leg that refers to no journal.
 alter table journals drop constraint journals_account_id_fkey;
 alter table legs drop constraint legs_journal_id_fkey;
 update journals j set lines = (

@@ -86,8 +86,9 @@ class ChargeTable(Mapping[str, MeterState]):
 
     Invariants: `place_of` names the place of every known serial; the figures at a place tell of that meter, as of the
     latest committed batch. They stand side by side, not in arrays of their own: a batch meets its meters in no order,
-    and one line of figures is two or three cache misses instead of seventeen. `PLAIN` marks meters that only the plan one by one may take: with time-of-day zones, a closed edge
-    that waits for a reading, a held order, or a rating beyond the range of 64 bits.
+    and one line of figures is two or three cache misses instead of seventeen. `PLAIN` marks meters that only the plan
+    one by one may take: with time-of-day zones, a closed edge that waits for a reading, a held order, or a rating
+    beyond the range of 64 bits.
     """
 
     def __init__(self, calendar: LocalCalendar) -> None:

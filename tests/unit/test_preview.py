@@ -120,8 +120,11 @@ def without_zeros(lines: Lines) -> Lines:
     return {name: amount for name, amount in lines.items() if amount}
 
 
-@pytest.mark.parametrize("step", STEPS_MS)
-@pytest.mark.parametrize("name", RECORDED)
+# Only one record has a reading a minute: thinned to minutes the hourly ones are what they are thinned to hours.
+THINNED = [(name, step) for name in RECORDED for step in STEPS_MS if step != "minute" or name.startswith("uci")]
+
+
+@pytest.mark.parametrize(("name", "step"), THINNED)
 @pytest.mark.parametrize("tariff_id", sorted(builtin_documents()))
 def test_recorded_file_is_debited_as_previewed_and_as_the_oracle_says(tariff_id: str, name: str, step: str) -> None:
     """Thinned, shuffled and with 30 % repeated: each month's debits are its bill, line by line, to the paisa."""

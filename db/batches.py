@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
-from psycopg import AsyncConnection, AsyncTransaction
+from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.pq import TransactionStatus
 
-from db.leases import Lease, Owner, require_fenced, send_fence
-from db.named import sql
+from db.leases import Lease, Owner, require_fenced, send_hold
+from db.named import array_text, sql
 
 OUTCOMES = ("messages", "received", "stored", "duplicate", "rejected", "quarantined")
 
@@ -34,33 +36,58 @@ class QuarantineRow:
     item: int
 
 
-@asynccontextmanager
-async def batch_transaction(
-    conn: AsyncConnection,
-    owner: Owner,
-    leases: Mapping[int, Lease],
-    counts: Mapping[int | None, Mapping[str, int]],
-    *,
-    counted: bool,
-) -> AsyncIterator[None]:
-    """Run a batch's transaction: begun, the shards of `counts` fenced and, if `counted`, their counts written, in one
-    round trip.
+class BatchTransaction:
+    """A batch's transaction: begun by `opening`, ended by `closing`, each one round trip; rolled back on any error.
 
-    A batch whose counts are known only in its course, since it has readings to look up, writes them itself, with
-    `add_counts`; in any other, what looks at readings says so first (`plan_each`). Raises: LeaseLost.
+    Not `conn.transaction()`: in a pipeline that would last up to the end of the transaction, and there is no COPY in
+    one. The connection has to be in autocommit mode.
     """
-    held = [leases[shard] for shard in counts if shard is not None]
-    async with AsyncExitStack() as stack:
-        async with conn.pipeline():
-            # Not `conn.transaction()`, which would keep the connection in the pipeline up to its end: no COPY.
-            await stack.enter_async_context(AsyncTransaction(conn))
+
+    def __init__(
+        self,
+        conn: AsyncConnection,
+        owner: Owner,
+        leases: Mapping[int, Lease],
+        counts: Mapping[int | None, Mapping[str, int]],
+    ) -> None:
+        self._conn = conn
+        self._owner = owner
+        self._leases = leases
+        self._counts = counts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # A commit that failed has ended the transaction itself; a broken connection has no need of a word.
+        if error is not None and self._conn.info.transaction_status is not TransactionStatus.IDLE:
+            with suppress(OperationalError, InterfaceError):
+                await self._conn.execute(sql("rollback_batch"))
+
+    @asynccontextmanager
+    async def opening(self, *, counted: bool) -> AsyncIterator[None]:
+        """Begin: the shards' leases held, if `counted` their counts written, and what the context sends besides.
+
+        A batch whose counts are known only in its course, since it has readings to look up, writes them itself, with
+        `add_counts`; in any other, what looks at readings says so first (`plan_each`). Raises: LeaseLost.
+        """
+        held = [self._leases[shard] for shard in self._counts if shard is not None]
+        async with self._conn.pipeline():
+            await self._conn.execute(sql("begin_batch"))
             if counted:
-                await conn.execute(sql("plan_once"))
-            fencing = await send_fence(conn, owner, held)
+                await self._conn.execute(sql("plan_once"))
+            fencing = await send_hold(self._conn, self._owner, held)
             if counted:
-                await add_counts(conn, leases, counts)
-        require_fenced(fencing, owner, held)
-        yield
+                await add_counts(self._conn, self._leases, self._counts)
+            yield
+        require_fenced(fencing, self._owner, held)
+
+    @asynccontextmanager
+    async def closing(self) -> AsyncIterator[None]:
+        """Commit, with what the context sends before."""
+        async with self._conn.pipeline():
+            yield
+            await self._conn.execute(sql("commit_batch"))
 
 
 async def add_counts(
@@ -70,9 +97,9 @@ async def add_counts(
     await conn.execute(
         sql("add_batches"),
         {
-            "shards": list(counts),
-            "epochs": [0 if shard is None else leases[shard].epoch for shard in counts],
-            **{outcome: [counted.get(outcome, 0) for counted in counts.values()] for outcome in OUTCOMES},
+            "shards": array_text(counts),
+            "epochs": array_text(0 if shard is None else leases[shard].epoch for shard in counts),
+            **{outcome: array_text(counted.get(outcome, 0) for counted in counts.values()) for outcome in OUTCOMES},
         },
     )
 

@@ -1,35 +1,74 @@
 """Crossings of a whole batch: what `db.posting.post_readings` writes account by account, in a few statements for all.
 
-Stage: inside a batch's transaction, after the accounts were locked and looked at. Takes accounts whose readings moved
-nothing that is closed; writes raised levels, alarms, orders, notices and feed rows. A test proves that it leaves what
-`post_readings` would, but for the numbers of rows.
+Stage: inside a batch's transaction. Takes accounts as their shard's owner knows them; they are locked, and those whose
+version is still the known one need no look: nothing that their balance depends on has changed since. Writes raised
+levels, alarms, orders, notices and feed rows of accounts whose readings moved nothing that is closed. A test proves
+that it leaves what `post_readings` would, but for the numbers of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import dict_row
 
-from billing.calendar import LocalCalendar, from_ms
+from billing.calendar import LocalCalendar
 from billing.notices import NoticeKind, low_notice, restored_notice
-from billing.supply import Decision, LevelName, Raised, Supply, decide
-from db.accounts import AccountView, OpenOrder, look, views_from_rows
+from billing.supply import Decision, LevelName, Levels, Raised, Supply, decide, desired_supply
+from db.accounts import AccountView, OpenOrder
 from db.named import sql
 from db.orders import PostingRules, SupplyStep, cut_off_text, supply_step
-from db.posting import silent_over_part_end
-from db.prepayment import Prepayment, prepayments_of
+from db.prepayment import Prepayment, prepayments_from_rows
+
+_SUPPLY = "supply"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Crossing:
-    """One account at its balance, and what that changes."""
+class Standing:
+    """An account at its latest reading: all that tells whether it crosses a level.
 
-    view: AccountView
+    Units: balance in minor units at money time; `read_ms` is the latest point of its curve, UTC milliseconds.
+    """
+
+    account_id: int
+    version: int
+    shard: int
+    meter_id: int
+    levels: Levels
     balance_minor: int
+    read_ms: int
+    relay: Supply | None
+
+    @staticmethod
+    def of(view: AccountView, calendar: LocalCalendar) -> Standing:
+        """Return where an account stands that was looked at."""
+        return Standing(
+            account_id=view.id,
+            version=view.version,
+            shard=view.shard,
+            meter_id=view.meter.id,
+            levels=view.levels,
+            balance_minor=view.balance_minor(calendar),
+            read_ms=view.points[-1].at_ms,
+            relay=view.meter.relay,
+        )
+
+    @property
+    def may_be_cut_off(self) -> bool:
+        """Tell whether its credit is found to be exhausted."""
+        return not self.levels.exhausted_raised and desired_supply(self.levels, self.balance_minor) is Supply.OFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """One locked account, and what its balance changes."""
+
+    standing: Standing
+    number: str
+    open_order: OpenOrder | None
+    # Of orders of the meter that are open; None where that was not read.
+    open_kinds: frozenset[str] | None
     decision: Decision
     step: SupplyStep
 
@@ -37,188 +76,263 @@ class _Crossing:
         """Return the alarm of a level, if it rings."""
         return next((raised for raised in self.decision.raised if raised.level is level), None)
 
+    @property
+    def tells_of_cut_off(self) -> bool:
+        """Tell whether the consumer hears that supply is cut."""
+        return self.raised(LevelName.EXHAUSTED) is not None and self.decision.levels.desired is Supply.OFF
+
+    @property
+    def version(self) -> int:
+        """The account's version when the crossing is written."""
+        return self.standing.version + (self.decision.levels != self.standing.levels)
+
 
 @dataclass(slots=True, kw_only=True)
-class _Orders:
-    """Orders of one kind; of a meter at most one."""
+class Claim:
+    """Statements that lock accounts and read what their owner cannot know; answered when the pipeline has ended."""
 
-    kind: str
-    level: str | None
-    cause: str
-    crossings: list[_Crossing] = field(default_factory=list)
+    standings: Mapping[int, Standing]
+    locking: AsyncCursor
+    orders: AsyncCursor | None
+    prepaying: AsyncCursor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LastReading:
-    """The latest reading of an account's meter, written by this very transaction."""
+class Claimed:
+    """Locked accounts, and of those that are as they were known what their owner could not know."""
 
-    meter_id: int
-    at_ms: int
-    register_wh: int
+    free: frozenset[int]
+    numbers: Mapping[int, str]
+    open_kinds: Mapping[int, frozenset[str]]
+    open_orders: Mapping[int, OpenOrder]
+    prepayments: Mapping[int, Prepayment]
 
 
-async def lock_free_and_look(
-    conn: AsyncConnection, ids: Sequence[int], last: Mapping[int, LastReading], calendar: LocalCalendar
-) -> tuple[set[int], dict[int, AccountView]]:
-    """Lock those of the accounts that nobody holds and look at them; never wait.
+NOTHING_CLAIMED = Claimed(free=frozenset(), numbers={}, open_kinds={}, open_orders={}, prepayments={})
 
-    Where `last` has an account's latest reading and nothing but that matters to its balance, no reading is looked up:
-    one round trip instead of three, and no planning over the partitions.
+
+@dataclass(slots=True, kw_only=True)
+class Written:
+    """Crossings on their way; `orders_of` is known when the pipeline has ended."""
+
+    crossings: Sequence[Crossing]
+    ordering: AsyncCursor | None = None
+
+    async def open_orders(self) -> dict[int, OpenOrder]:
+        """Return the open supply order that each account has now, by account; those without are left out."""
+        rows = await self.ordering.fetchall() if self.ordering else []
+        made = {meter_id: order_id for meter_id, kind, order_id, _ in rows if kind == _SUPPLY}
+        found: dict[int, OpenOrder] = {}
+        for each in self.crossings:
+            account_id, order = each.standing.account_id, each.open_order
+            if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD):
+                held = each.step is SupplyStep.ORDER_HELD
+                order = OpenOrder(id=made[each.standing.meter_id], relay=each.decision.levels.desired, held=held)
+            elif order and each.step is SupplyStep.RELEASE:
+                order = OpenOrder(id=order.id, relay=order.relay, held=False)
+            if order:
+                found[account_id] = order
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class _Orders:
+    """Orders of several kinds, of a meter at most one of each, in the order in which they get their epochs."""
+
+    crossings: list[Crossing] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, crossings: Iterable[Crossing]) -> None:
+        for crossing in crossings:
+            self.crossings.append(crossing)
+            self.kinds.append(kind)
+
+
+async def send_claim(conn: AsyncConnection, ids: Sequence[int], standings: Mapping[int, Standing]) -> Claim:
+    """Lock those of the accounts that nobody holds, never waiting; to be sent in a pipeline.
+
+    `standings` has those that may be as their owner knows them.
     """
-    async with conn.pipeline():
-        locking = await conn.execute(sql("lock_free_accounts"), {"ids": list(ids)})
-        looking = conn.cursor(row_factory=dict_row)
-        await looking.execute(sql("look_but_readings"), {"ids": list(last)})
-    free = {row[0] for row in await locking.fetchall()}
-    rows = [_with_reading(row, last[row["id"]]) for row in await looking.fetchall() if row["id"] in free]
-    found = await views_from_rows(conn, rows)
-    views = {view.id: view for view in found.values() if _is_simple(view, last[view.id], calendar)}
-    if others := sorted(free - views.keys()):
-        await conn.execute(sql("plan_each"))
-        views |= await look(conn, others, calendar)
-    return free, views
+    locking = await conn.execute(sql("claim_accounts"), {"ids": list(ids)})
+    orders = prepaying = None
+    if standings:
+        meter_ids = [standing.meter_id for standing in standings.values()]
+        orders = await conn.execute(sql("orders_open_at"), {"meter_ids": meter_ids})
+    exhausted = [each.account_id for each in standings.values() if each.may_be_cut_off]
+    if exhausted:
+        prepaying = await conn.execute(sql("prepayments_of"), {"ids": exhausted, "days": [None] * len(exhausted)})
+    return Claim(standings=standings, locking=locking, orders=orders, prepaying=prepaying)
 
 
-def _with_reading(row: dict[str, Any], last: LastReading) -> dict[str, Any]:
-    # A row of `look_but_readings`, to be one of `look`: its columns are typed by the migration.
-    at = from_ms(last.at_ms)
-    return row | {"ats": [at], "registers": [last.register_wh], "mark_at": at, "mark_register_wh": last.register_wh}
-
-
-def _is_simple(view: AccountView, last: LastReading, calendar: LocalCalendar) -> bool:
-    """Tell whether of all points since the checkpoint only the latest matters: inside its bill part, without zones."""
-    part = view.terms.part_at(view.checkpoint.through)
-    return (
-        view.meter.id == last.meter_id
-        and view.checkpoint.anchor.at_ms < last.at_ms < calendar.midnight_ms(part.end)
-        and not part.zone_count
-        and not silent_over_part_end(view, calendar)
+async def take_claim(claim: Claim) -> Claimed:
+    """Read what a claim has found, once its pipeline has ended."""
+    locked = {account_id: (number, version) for account_id, number, version in await claim.locking.fetchall()}
+    known = {
+        account_id: number
+        for account_id, (number, version) in locked.items()
+        if account_id in claim.standings and claim.standings[account_id].version == version
+    }
+    rows = await claim.orders.fetchall() if claim.orders else []
+    open_kinds: dict[int, set[str]] = {account_id: set() for account_id in known}
+    for account_id, kind, *_ in rows:
+        open_kinds.setdefault(account_id, set()).add(kind)
+    return Claimed(
+        free=frozenset(locked),
+        numbers=known,
+        open_kinds={account_id: frozenset(kinds) for account_id, kinds in open_kinds.items()},
+        open_orders={
+            account_id: OpenOrder(id=order_id, relay=Supply(relay), held=state == "held")
+            for account_id, kind, order_id, relay, state in rows
+            if kind == _SUPPLY
+        },
+        prepayments=prepayments_from_rows(await claim.prepaying.fetchall()) if claim.prepaying else {},
     )
 
 
-async def post_crossings(
-    conn: AsyncConnection, views: Sequence[AccountView], *, rules: PostingRules, now_ms: int
-) -> list[AccountView]:
-    """Let locked accounts catch up with their readings: alarms, supply. Rows stay as they are where nothing changes.
-
-    Returns the accounts as they are after the commit, so that nobody has to look at them again.
-    """
-    found = [_crossing(view, rules, now_ms) for view in views]
-    exhausted = {each.view.id: each.view.checkpoint.through for each in found if _tells_of_cut_off(each)}
-    prepayments = await prepayments_of(conn, exhausted) if exhausted else {}
-    alarms = _Orders(kind="alarm", level="low", cause="alarm")
-    alarms.crossings = [each for each in found if each.raised(LevelName.LOW)]
-    supplies = _Orders(kind="supply", level=None, cause="reading")
-    supplies.crossings = [each for each in found if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD)]
-    released = [each for each in found if each.step is SupplyStep.RELEASE]
-    async with conn.pipeline():
-        await _save_levels(conn, [each for each in found if each.decision.levels != each.view.levels])
-        await _add_alarms(conn, [(each, raised) for each in found for raised in each.decision.raised])
-        # In this order: of the orders of one meter the later one has the higher epoch.
-        await _add_orders(conn, alarms)
-        ordering = await _add_orders(conn, supplies)
-        if released:
-            ids = [each.view.open_order.id for each in released if each.view.open_order]
-            await conn.execute(sql("release_orders"), {"ids": ids})
-        await _add_notices(conn, found, prepayments)
-        if woken := {each.view.shard for each in (*alarms.crossings, *supplies.crossings, *released)}:
-            await conn.execute(sql("wake_dispatchers"), {"shards": sorted(woken)})
-    ordered: dict[int, int] = dict(await ordering.fetchall()) if ordering else {}
-    return [_after(each, ordered.get(each.view.meter.id)) for each in found]
+def decide_known(standing: Standing, claimed: Claimed, *, rules: PostingRules, now_ms: int) -> Crossing:
+    """Compare a locked account, which is as its owner knows it, with its levels."""
+    account_id = standing.account_id
+    return _decide(
+        standing,
+        number=claimed.numbers[account_id],
+        open_order=claimed.open_orders.get(account_id),
+        open_kinds=claimed.open_kinds[account_id],
+        rules=rules,
+        now_ms=now_ms,
+    )
 
 
-def _after(crossing: _Crossing, order_id: int | None) -> AccountView:
-    """Return an account as it is when what it crossed is written, with a new order of supply or none."""
-    view, levels = crossing.view, crossing.decision.levels
-    order = view.open_order
-    if order_id is not None:
-        order = OpenOrder(id=order_id, relay=levels.desired, held=crossing.step is SupplyStep.ORDER_HELD)
-    elif order and crossing.step is SupplyStep.RELEASE:
-        order = replace(order, held=False)
-    version = view.version + (levels != view.levels)
-    return replace(view, levels=levels, version=version, open_order=order)
+def decide_looked_at(view: AccountView, *, rules: PostingRules, now_ms: int) -> Crossing:
+    """Compare an account that was looked at under its lock with its levels."""
+    standing = Standing.of(view, rules.calendar)
+    return _decide(
+        standing, number=view.number, open_order=view.open_order, open_kinds=None, rules=rules, now_ms=now_ms
+    )
 
 
-def _crossing(view: AccountView, rules: PostingRules, now_ms: int) -> _Crossing:
-    balance_minor = view.balance_minor(rules.calendar)
+def _decide(
+    standing: Standing,
+    *,
+    number: str,
+    open_order: OpenOrder | None,
+    open_kinds: frozenset[str] | None,
+    rules: PostingRules,
+    now_ms: int,
+) -> Crossing:
     # A reading never lifts a level's arm.
-    decision = decide(view.levels, balance_minor, may_rearm=False)
-    return _Crossing(
-        view=view,
-        balance_minor=balance_minor,
+    decision = decide(standing.levels, standing.balance_minor, may_rearm=False)
+    step = supply_step(
+        decision.levels,
+        open_order=open_order,
+        relay=standing.relay,
+        read_ms=standing.read_ms,
+        rules=rules,
+        now_ms=now_ms,
+    )
+    return Crossing(
+        standing=standing,
+        number=number,
+        open_order=open_order,
+        open_kinds=open_kinds,
         decision=decision,
-        step=supply_step(view, decision.levels, rules=rules, now_ms=now_ms),
+        step=step,
     )
 
 
-def _tells_of_cut_off(crossing: _Crossing) -> bool:
-    return crossing.raised(LevelName.EXHAUSTED) is not None and crossing.decision.levels.desired is Supply.OFF
+async def send_crossings(
+    conn: AsyncConnection, crossings: Sequence[Crossing], prepayments: Mapping[int, Prepayment]
+) -> Written:
+    """Let locked accounts catch up with their readings: alarms, supply; to be sent in a pipeline.
+
+    Rows stay as they are where nothing changes. `prepayments` has the accounts that are told of a cut-off.
+    """
+    orders = _Orders()
+    # In this order: of the orders of one meter the later one has the higher epoch.
+    orders.add("alarm", [each for each in crossings if each.raised(LevelName.LOW)])
+    orders.add(_SUPPLY, [each for each in crossings if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD)])
+    released = [each for each in crossings if each.step is SupplyStep.RELEASE]
+    await _save_levels(conn, [each for each in crossings if each.decision.levels != each.standing.levels])
+    await _add_alarms(conn, [(each, raised) for each in crossings for raised in each.decision.raised])
+    ordering = await _add_orders(conn, orders)
+    if released:
+        ids = [each.open_order.id for each in released if each.open_order]
+        await conn.execute(sql("release_orders"), {"ids": ids})
+    await _add_notices(conn, crossings, prepayments)
+    return Written(crossings=crossings, ordering=ordering)
 
 
-async def _save_levels(conn: AsyncConnection, changed: Sequence[_Crossing]) -> None:
+async def _save_levels(conn: AsyncConnection, changed: Sequence[Crossing]) -> None:
     if not changed:
         return
-    ids = [each.view.id for each in changed]
     parameters = {
-        "ids": ids,
+        "ids": [each.standing.account_id for each in changed],
+        "shards": [each.standing.shard for each in changed],
         "low_raised": [each.decision.levels.low_raised for each in changed],
         "exhausted_raised": [each.decision.levels.exhausted_raised for each in changed],
         "desired": [each.decision.levels.desired.value for each in changed],
     }
     await conn.execute(sql("save_levels"), parameters)
-    shards, versions = [each.view.shard for each in changed], [each.view.version + 1 for each in changed]
-    await conn.execute(sql("feed_accounts"), {"shards": shards, "ids": ids, "versions": versions})
 
 
-async def _add_alarms(conn: AsyncConnection, alarms: Sequence[tuple[_Crossing, Raised]]) -> None:
+async def _add_alarms(conn: AsyncConnection, alarms: Sequence[tuple[Crossing, Raised]]) -> None:
     if not alarms:
         return
     parameters = {
-        "ids": [crossing.view.id for crossing, _ in alarms],
+        "ids": [crossing.standing.account_id for crossing, _ in alarms],
         "levels": [raised.level.value for _, raised in alarms],
         "arms": [raised.arm for _, raised in alarms],
         "level_minors": [raised.level_minor for _, raised in alarms],
-        "balance_minors": [crossing.balance_minor for crossing, _ in alarms],
+        "balance_minors": [crossing.standing.balance_minor for crossing, _ in alarms],
     }
     await conn.execute(sql("add_alarms"), parameters)
 
 
 async def _add_orders(conn: AsyncConnection, orders: _Orders) -> AsyncCursor | None:
-    """Send the statements; the cursor has meters and ids of their orders when the pipeline has ended."""
-    made = orders.crossings
+    """Send the statements; the cursor has meters and ids of their supply orders when the pipeline has ended."""
+    made, kinds = orders.crossings, orders.kinds
     if not made:
         return None
-    supply = orders.kind == "supply"
     parameters = {
-        "meter_ids": [each.view.meter.id for each in made],
-        "kind": orders.kind,
-        "level": orders.level,
-        "cause": orders.cause,
-        "ids": [each.view.id for each in made],
-        "shards": [each.view.shard for each in made],
-        "relays": [each.decision.levels.desired.value if supply else None for each in made],
-        "balance_minors": [each.balance_minor for each in made],
+        "meter_ids": [each.standing.meter_id for each in made],
+        "kinds": kinds,
+        "ids": [each.standing.account_id for each in made],
+        "shards": [each.standing.shard for each in made],
+        "relays": [
+            each.decision.levels.desired.value if kind == _SUPPLY else None
+            for each, kind in zip(made, kinds, strict=True)
+        ],
+        "balance_minors": [each.standing.balance_minor for each in made],
         "threshold_minors": [each.decision.levels.threshold_minor for each in made],
-        "states": ["held" if supply and each.step is SupplyStep.ORDER_HELD else "pending" for each in made],
+        "states": [
+            "held" if kind == _SUPPLY and each.step is SupplyStep.ORDER_HELD else "pending"
+            for each, kind in zip(made, kinds, strict=True)
+        ],
     }
-    await conn.execute(sql("supersede_many"), {"meter_ids": parameters["meter_ids"], "kind": orders.kind})
+    older = [
+        (each.standing.meter_id, kind)
+        for each, kind in zip(made, kinds, strict=True)
+        if each.open_kinds is None or kind in each.open_kinds
+    ]
+    if older:
+        meter_ids, of_kinds = (list(column) for column in zip(*older, strict=True))
+        await conn.execute(sql("supersede_many"), {"meter_ids": meter_ids, "kinds": of_kinds})
     return await conn.execute(sql("add_orders"), parameters)
 
 
 async def _add_notices(
-    conn: AsyncConnection, crossings: Sequence[_Crossing], prepayments: dict[int, Prepayment]
+    conn: AsyncConnection, crossings: Sequence[Crossing], prepayments: Mapping[int, Prepayment]
 ) -> None:
     notices: list[tuple[int, NoticeKind, str]] = []
     for each in crossings:
-        view, balance_minor = each.view, each.balance_minor
+        account_id, balance_minor = each.standing.account_id, each.standing.balance_minor
         low = each.raised(LevelName.LOW)
         if low:
-            notices.append((view.id, NoticeKind.LOW, low_notice(view.number, balance_minor, low.level_minor)))
-        if _tells_of_cut_off(each):
-            text = cut_off_text(view, each.decision.levels, balance_minor, prepayments[view.id])
-            notices.append((view.id, NoticeKind.EXHAUSTED, text))
+            notices.append((account_id, NoticeKind.LOW, low_notice(each.number, balance_minor, low.level_minor)))
+        if each.tells_of_cut_off:
+            text = cut_off_text(each.number, each.decision.levels, balance_minor, prepayments[account_id])
+            notices.append((account_id, NoticeKind.EXHAUSTED, text))
         if each.decision.supply is Supply.ON:
-            notices.append((view.id, NoticeKind.RESTORED, restored_notice(view.number, balance_minor)))
+            notices.append((account_id, NoticeKind.RESTORED, restored_notice(each.number, balance_minor)))
     if notices:
         ids, kinds, bodies = (list(column) for column in zip(*notices, strict=True))
         await conn.execute(sql("add_notices"), {"ids": ids, "kinds": [kind.value for kind in kinds], "bodies": bodies})

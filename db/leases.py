@@ -1,7 +1,7 @@
 """Leases: each shard of a role has one owner, and an owner that lost it cannot write.
 
 Stage: the first statement of every batch. A lease row holds owner, epoch and the time it runs out; taking it raises
-the epoch, and `fence` renews it only where shard, epoch and owner still match, one row each, or aborts.
+the epoch. `fence` renews and a batch locks it only where shard, epoch and owner still match, one row each, or aborts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg import AsyncConnection, AsyncCursor
 
 from db.errors import LeaseLost
-from db.named import sql
+from db.named import array_text, sql
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,36 +45,38 @@ async def take_leases(conn: AsyncConnection, owner: Owner, shards: Iterable[int]
 
 
 async def fence(conn: AsyncConnection, owner: Owner, leases: Iterable[Lease]) -> None:
-    """Renew leases inside a batch's transaction.
+    """Renew leases.
 
     Raises: LeaseLost when any of them belongs to another epoch or owner by now.
     """
     held = list(leases)
-    require_fenced(await send_fence(conn, owner, held), owner, held)
+    parameters = {"role": owner.role, "epochs": _epochs_text(held), "owner": owner.name, "lease_s": owner.lease_s}
+    require_fenced(await conn.execute(sql("fence"), parameters), owner, held)
 
 
-async def send_fence(conn: AsyncConnection, owner: Owner, leases: Sequence[Lease]) -> AsyncCursor:
-    """Send the statement of `fence`; in a pipeline its outcome is known, to `require_fenced`, when that has ended."""
-    held = sorted(leases, key=lambda lease: lease.shard)
-    return await conn.execute(
-        sql("fence"),
-        {
-            "role": owner.role,
-            "shards": [lease.shard for lease in held],
-            "epochs": [lease.epoch for lease in held],
-            "owner": owner.name,
-            "lease_s": owner.lease_s,
-        },
-    )
+async def send_hold(conn: AsyncConnection, owner: Owner, leases: Sequence[Lease]) -> AsyncCursor:
+    """Lock leases up to the end of a batch's transaction, so that nobody takes them meanwhile.
+
+    In a pipeline its outcome is known, to `require_fenced`, when that has ended. Not renewed by it: a lease that ran
+    out is still ours until somebody takes it.
+    """
+    parameters = {"role": owner.role, "epochs": _epochs_text(leases), "owner": owner.name}
+    return await conn.execute(sql("hold_leases"), parameters)
 
 
 def require_fenced(sent: AsyncCursor, owner: Owner, leases: Sequence[Lease]) -> None:
-    """Abort a batch whose fence did not renew all of its leases.
+    """Abort where not all leases were found to be ours.
 
     Raises: LeaseLost.
     """
     if sent.rowcount != len(leases):
         raise LeaseLost(f"leases of {owner.name}: expected {len(leases)} shards to be ours, got {sent.rowcount}")
+
+
+def _epochs_text(leases: Iterable[Lease]) -> str:
+    """Write the epochs by shard, as an array with a place for each shard up to the last."""
+    epochs = {lease.shard: lease.epoch for lease in leases}
+    return array_text(epochs.get(shard) for shard in range(max(epochs, default=-1) + 1))
 
 
 async def release_leases(conn: AsyncConnection, owner: Owner) -> None:

@@ -15,7 +15,7 @@ from billing.calendar import LocalCalendar
 from billing.notices import NoticeKind, exhausted_notice, low_notice
 from billing.prepayment import recharge_to_keep
 from billing.supply import LevelName, Levels, Raised, Supply, restores_with_minor
-from db.accounts import AccountView
+from db.accounts import AccountView, OpenOrder
 from db.named import sql
 from db.prepayment import Prepayment, prepayment_of
 
@@ -52,14 +52,16 @@ async def raise_alarm(
         await add_notice(conn, view.id, NoticeKind.LOW, text)
     elif levels.desired is Supply.OFF:
         prepayment = await prepayment_of(conn, view.id, view.checkpoint.through)
-        await add_notice(conn, view.id, NoticeKind.EXHAUSTED, cut_off_text(view, levels, balance_minor, prepayment))
+        await add_notice(
+            conn, view.id, NoticeKind.EXHAUSTED, cut_off_text(view.number, levels, balance_minor, prepayment)
+        )
 
 
-def cut_off_text(view: AccountView, levels: Levels, balance_minor: int, prepayment: Prepayment) -> str:
+def cut_off_text(number: str, levels: Levels, balance_minor: int, prepayment: Prepayment) -> str:
     """Return the notice of exhausted credit; of the recharge it asks for, earlier arrears take their share first."""
     needed_minor = restores_with_minor(levels, balance_minor)
     restores_minor = recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
-    return exhausted_notice(view.number, balance_minor, restores_minor)
+    return exhausted_notice(number, balance_minor, restores_minor)
 
 
 class SupplyStep(Enum):
@@ -71,14 +73,21 @@ class SupplyStep(Enum):
     RELEASE = "release"
 
 
-def supply_step(view: AccountView, levels: Levels, *, rules: PostingRules, now_ms: int) -> SupplyStep:
+def supply_step(
+    levels: Levels,
+    *,
+    open_order: OpenOrder | None,
+    relay: Supply | None,
+    read_ms: int,
+    rules: PostingRules,
+    now_ms: int,
+) -> SupplyStep:
     """Compare the supply an account should have with what its meter has or was told.
 
     A cut-off on the word of an old reading is held until the meter is heard again.
     """
-    stale = rules.stale_ms is not None and now_ms - view.points[-1].at_ms > rules.stale_ms
-    open_order = view.open_order
-    told = open_order.relay if open_order else view.meter.relay or Supply.ON
+    stale = rules.stale_ms is not None and now_ms - read_ms > rules.stale_ms
+    told = open_order.relay if open_order else relay or Supply.ON
     if levels.desired is not told:
         return SupplyStep.ORDER_HELD if stale and levels.desired is Supply.OFF else SupplyStep.ORDER
     return SupplyStep.RELEASE if open_order and open_order.held and not stale else SupplyStep.NOTHING
@@ -95,7 +104,14 @@ async def align_supply(
     now_ms: int,
 ) -> None:
     """Order the difference between the supply an account should have and what its meter has or was told."""
-    step = supply_step(view, levels, rules=rules, now_ms=now_ms)
+    step = supply_step(
+        levels,
+        open_order=view.open_order,
+        relay=view.meter.relay,
+        read_ms=view.points[-1].at_ms,
+        rules=rules,
+        now_ms=now_ms,
+    )
     if step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD):
         await _order(
             conn,

@@ -10,7 +10,7 @@ the outstanding, on `security_deposits` and `absence_deposits`, liabilities, to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -79,9 +79,15 @@ async def prepayment_of(conn: AsyncConnection, account_id: int, day: date) -> Pr
     return found[account_id]
 
 
-async def prepayments_of(conn: AsyncConnection, days: Mapping[int, date]) -> dict[int, Prepayment]:
-    """Return what holds for accounts, each on a local day; ids that do not exist are left out."""
+async def prepayments_of(conn: AsyncConnection, days: Mapping[int, date | None]) -> dict[int, Prepayment]:
+    """Return what holds for accounts, each on a local day, by default its first open one; ids that do not exist are
+    left out."""
     cursor = await conn.execute(sql("prepayments_of"), {"ids": list(days), "days": list(days.values())})
+    return prepayments_from_rows(await cursor.fetchall())
+
+
+def prepayments_from_rows(rows: Iterable[tuple[Any, ...]]) -> dict[int, Prepayment]:
+    """Return what holds for the accounts of rows of `prepayments_of`."""
     return {
         account_id: Prepayment(
             category=category or "",
@@ -89,7 +95,7 @@ async def prepayments_of(conn: AsyncConnection, days: Mapping[int, date]) -> dic
             arrears_minor=arrears_minor,
             absent_until=absent_until,
         )
-        for account_id, category, document, absent_until, arrears_minor in await cursor.fetchall()
+        for account_id, category, document, absent_until, arrears_minor in rows
     }
 
 

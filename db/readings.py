@@ -6,7 +6,7 @@ Stage: the hot statement of every ingest batch. Rows are columns of one meter an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -14,7 +14,6 @@ import numpy as np
 from psycopg import AsyncConnection
 
 from billing.calendar import from_ms, to_ms
-from db.binary_copy import encode_readings
 from db.named import sql
 from protocols.columns import ABSENT, NAMES, ReadingColumns
 from protocols.rows import ReadingRow
@@ -71,14 +70,16 @@ async def copy_readings(conn: AsyncConnection, rows: Sequence[ReadingRow]) -> No
             await copy.write_row(row)
 
 
-async def copy_columns(conn: AsyncConnection, columns: ReadingColumns) -> None:
-    """Append readings, sorted by meter and instant; the same as `copy_readings` of the same readings.
+async def copy_encoded(conn: AsyncConnection, encoded: memoryview, meanwhile: Callable[[], None] | None = None) -> None:
+    """Append readings, sorted by meter and instant and encoded by `encode_readings`.
 
-    Raises: psycopg.errors.UniqueViolation when one is there already.
+    `meanwhile` is called while the server writes what it was sent. Raises: psycopg.errors.UniqueViolation when a
+    reading is there already.
     """
-    encoded = encode_readings(columns)
     async with conn.cursor() as cursor, cursor.copy(sql("copy_readings")) as copy:
         await copy.write(encoded)
+        if meanwhile:
+            meanwhile()
 
 
 def columns_from_rows(rows: Sequence[ReadingRow]) -> ReadingColumns:

@@ -19,7 +19,7 @@ from billing.rate_table import RateTable
 from billing.running import Point
 from billing.supply import Supply, desired_supply
 from billing.tariff import ENERGY_WH_MAX, LOAD_W_MAX, TariffError
-from headend.state import MeterState
+from headend.state import AccountState, MeterState
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -59,8 +59,6 @@ class Known:
 
 # Columns of `Known`.
 (
-    METER_ID,
-    ACCOUNT_ID,
     SHARD,
     MARK_MS,
     MARK_WH,
@@ -76,7 +74,7 @@ class Known:
     LOW_AT,
     CUT_AT,
     FLAGS,
-) = range(17)
+) = range(15)
 # Flags of a meter: the alarm of exhausted credit has rung; supply is to be off; only the plan one by one may take it.
 EXHAUSTED_RAISED, OFF, PLAIN = 1, 2, 4
 
@@ -86,7 +84,7 @@ class ChargeTable(Mapping[str, MeterState]):
 
     Invariants: `place_of` names the place of every known serial; the figures at a place tell of that meter, as of the
     latest committed batch. They stand side by side, not in arrays of their own: a batch meets its meters in no order,
-    and one line of figures is two or three cache misses instead of seventeen. `PLAIN` marks meters that only the plan
+    and one line of figures is two cache misses instead of fifteen. `PLAIN` marks meters that only the plan
     one by one may take: with time-of-day zones, a closed edge that waits for a reading, a held order, or a rating
     beyond the range of 64 bits.
     """
@@ -117,8 +115,12 @@ class ChargeTable(Mapping[str, MeterState]):
 
     def kept(self, serial: str) -> MeterState:
         """Return a meter's state but for its mark, which may be an earlier one: cheap, for what marks do not change."""
-        kept = self._kept[self.place_of[serial]]
-        assert kept is not None, f"meter {serial}: expected a state"
+        return self.at(self.place_of[serial])
+
+    def at(self, place: int) -> MeterState:
+        """Return the state of the meter at a place but for its mark, as `kept` does."""
+        kept = self._kept[place]
+        assert kept is not None, f"place {place}: expected a state"
         return kept
 
     def put(self, state: MeterState) -> int:
@@ -130,6 +132,13 @@ class ChargeTable(Mapping[str, MeterState]):
         self._kept[place] = state
         self._values[place] = self._figures(state)
         return place
+
+    def amend(self, serial: str, account: AccountState) -> None:
+        """Take over what has changed of an account whose meter's state is kept; the mark stays where it is."""
+        place = self.place_of[serial]
+        mark = self._values[place, MARK_MS : MARK_WH + 1].copy()
+        self.put(replace(self.at(place), account=account))
+        self._values[place, MARK_MS : MARK_WH + 1] = mark
 
     def drop(self, serial: str) -> None:
         """Forget a meter."""
@@ -163,8 +172,6 @@ class ChargeTable(Mapping[str, MeterState]):
         low_minor = levels.threshold_minor
         may_cut = desired_supply(levels, NO_LEVEL) is Supply.OFF
         return (
-            state.meter_id,
-            account.id,
             state.shard,
             state.mark_ms,
             state.mark_wh,

@@ -17,7 +17,6 @@ from billing.rating_batch import charge_totals
 from billing.running_batch import day_ordinals
 from billing.tariff import ENERGY_WH_MAX
 from headend.charge_table import (
-    ACCOUNT_ID,
     BEFORE_WH,
     CUT_AT,
     DEMAND_W,
@@ -25,7 +24,6 @@ from headend.charge_table import (
     LOW_AT,
     MARK_MS,
     MARK_WH,
-    METER_ID,
     OFF,
     PART_END_MS,
     PART_FIRST,
@@ -42,10 +40,20 @@ from headend.charge_table import (
     Known,
     Places,
 )
+from headend.state import MeterState
 from headend.validate import CLOCK_CEILING_MS, CLOCK_FLOOR_MS, FUTURE_SLACK_MS, JUMP_SLACK_WH
 from protocols.columns import ReadingColumns
 
 HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossed:
+    """An account at the last reading of a batch: its meter's state but for the mark, and the balance in minor units."""
+
+    meter: MeterState
+    at_ms: int
+    balance_minor: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +62,7 @@ class ColumnPlan:
 
     Shape: `columns` are the rows to store, by meter and instant; `places`, `mark_ms` and `mark_wh` one entry for each
     of their meters; `stored` their number by shard. `left` are the positions in the batch that are left to the plan one
-    by one. `crossed` has the accounts to be looked at under their lock, each with meter, instant and register of its
-    last reading.
+    by one. `crossed` has the accounts that may have crossed a level, to be locked.
     """
 
     columns: ReadingColumns
@@ -64,7 +71,7 @@ class ColumnPlan:
     mark_wh: Int64
     stored: Int64
     left: Places
-    crossed: dict[int, tuple[int, int, int]]
+    crossed: dict[int, Crossed]
 
 
 def plan_columns(
@@ -108,7 +115,7 @@ def plan_columns(
         mark_wh=mark_wh,
         stored=np.bincount(np.repeat(known.column(SHARD), numbers)),
         left=left,
-        crossed=_crossed(table, known, mark_ms, mark_wh, calendar),
+        crossed=_crossed(table, meters, known, mark_ms, mark_wh, calendar),
     )
 
 
@@ -129,9 +136,9 @@ def balances_minor(
 
 
 def _crossed(
-    table: ChargeTable, known: Known, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar
-) -> dict[int, tuple[int, int, int]]:
-    """Find the accounts that have to be looked at: the same test as `billing.supply.crosses`."""
+    table: ChargeTable, places: Places, known: Known, at_ms: Int64, register_wh: Int64, calendar: LocalCalendar
+) -> dict[int, Crossed]:
+    """Find the accounts that have to be locked: the same test as `billing.supply.crosses`."""
     balance_minor = balances_minor(table, known, at_ms, register_wh, calendar)
     exhausted = balance_minor <= known.column(CUT_AT)
     looks = (
@@ -140,9 +147,9 @@ def _crossed(
         | (exhausted != known.flagged(OFF))
     )
     found = np.flatnonzero(looks)
-    last = (known.column(METER_ID)[found], at_ms[found], register_wh[found])
-    lasts = zip(*(column.tolist() for column in last), strict=True)
-    return dict(zip(known.column(ACCOUNT_ID)[found].tolist(), lasts, strict=True))
+    listed = zip(places[found].tolist(), at_ms[found].tolist(), balance_minor[found].tolist(), strict=True)
+    crossed = [Crossed(meter=table.at(place), at_ms=at, balance_minor=minor) for place, at, minor in listed]
+    return {each.meter.account.id: each for each in crossed}
 
 
 def _good_readings(known: Known, columns: ReadingColumns, first: Bool, numbers: Int64, stored_at_ms: Int64) -> Bool:

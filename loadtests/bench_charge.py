@@ -230,8 +230,11 @@ def day_row(
 
 
 async def _close(url: str, day: date, last: int, calendar: LocalCalendar) -> None:
-    async with await connect(url, application="prepaid-bench") as conn:
-        closed = await close_day(conn, day, rules=PostingRules(calendar=calendar), last=last)
+    async with (
+        await connect(url, application="prepaid-bench") as conn,
+        await connect(url, application="prepaid-bench") as beside,
+    ):
+        closed = await close_day(conn, day, rules=PostingRules(calendar=calendar), last=last, beside=beside)
         assert closed.exact == last, f"close-day: expected {last} exact days, got {closed}"
 
 

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from typing import Self
 from zoneinfo import ZoneInfo
@@ -30,7 +30,7 @@ from headend.batch_plan import take_columns
 from headend.charge_table import MARK_MS, MARK_WH
 from headend.column_plan import balances_minor
 from headend.edges.cache import StateCache
-from headend.edges.commit import settle_account, write_plan
+from headend.edges.commit import Batch, encode_plan, settle_account, write_batch
 from headend.pipeline import Plan
 from loadtests.known_accounts import known_accounts
 from loadtests.population import OPENED_ON, TARIFF, arrivals, homes, readings_at, serial_of, shards_of
@@ -107,6 +107,7 @@ class ChargeWriter:
         self._rules = PostingRules(calendar=settings.calendar)
         self._leases: dict[int, Lease] = {}
         self._cache = StateCache(settings.calendar)
+        self._ahead: Batch | None = None
         # By meter id; -1 is not known.
         self._place_of = np.full(settings.accounts + 1, -1, dtype=np.intp)
 
@@ -149,15 +150,35 @@ class ChargeWriter:
         )
         return int(homes(numbers).credit_minor.sum() - balance_minor.sum())
 
-    async def charge(self, columns: ReadingColumns) -> int:
-        """Write one batch in one transaction; return how many accounts were looked at under their lock."""
-        made = self._planned(columns)
-        await write_plan(self._conn, made, owner=self._owner, leases=self._leases, rules=self._rules)
-        self._cache.adopt(made)
-        return len(made.candidates)
+    async def charge(self, arriving: Sequence[ReadingColumns]) -> int:
+        """Write batches, one transaction each, the next planned while the server writes; return how many accounts were
+        locked."""
+        candidates = 0
+        for number, columns in enumerate(arriving):
+            batch, self._ahead = self._ahead or self._planned(columns), None
+            following = arriving[number + 1] if number + 1 < len(arriving) else None
+            await write_batch(
+                self._conn,
+                batch,
+                owner=self._owner,
+                leases=self._leases,
+                rules=self._rules,
+                meanwhile=partial(self._plan_ahead, batch, following),
+            )
+            if self._ahead is None:
+                self._cache.adopt(batch.made)
+            self._cache.amend(batch.amended)
+            candidates += len(batch.made.candidates)
+        return candidates
 
-    def _planned(self, columns: ReadingColumns) -> Plan:
-        """Plan a batch as `headend.batch_plan.plan_batch` does with the readings of its messages."""
+    def _plan_ahead(self, batch: Batch, following: ReadingColumns | None) -> None:
+        """Plan what follows as if a batch were committed: an error would end the benchmark."""
+        if following is not None:
+            self._cache.adopt(batch.made)
+            self._ahead = self._planned(following)
+
+    def _planned(self, columns: ReadingColumns) -> Batch:
+        """Plan and encode a batch as `headend.batch_plan.plan_batch` does with the readings of its messages."""
         made = Plan()
         places = self._place_of[columns.meter_id]
         # The broker has stored each when it was read.
@@ -165,7 +186,7 @@ class ChargeWriter:
         assert not len(left), f"batch: expected readings that are ordinary, got {len(left)} others"
         for counted in made.counts.values():
             counted["messages"] = counted["received"]
-        return made
+        return encode_plan(made)
 
     async def refresh(self) -> None:
         """Read again what crossings have changed, as ingest does between batches."""
@@ -210,8 +231,7 @@ async def _serve(settings: WriterSettings, pipe: Connection) -> None:
         began_s = time.monotonic()
         candidates = 0
         if task.charge:
-            for columns in batches:
-                candidates += await writer.charge(columns)
+            candidates = await writer.charge(batches)
         else:
             for rows in encoded:
                 await writer.copy_bare(rows)

@@ -7,7 +7,7 @@ or join those of a running `prepaid up`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import date
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from db.audit import AuditReport, Scope, missing_migrations, run_checks
 from db.errors import MigrationError, UnknownAccount
 from db.migrate import migrate
 from db.named import sql
-from db.pool import connect
+from db.pool import APPLICATION_ROLE, connect
 from db.registry import account_id_of, add_vendor
 from headend.edges.close_day import ClosedDays, close_day, settle_prepayment
 from prepaid.console import progress_bars
@@ -31,9 +31,6 @@ T = TypeVar("T")
 
 def on_database(settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """Do some work on one connection to the installation's database, migrated."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    # Only the database is needed: a broker address that is never used keeps the embedded one from starting.
-    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
 
     async def run(url: str) -> T:
         async with await connect(url, application="prepaid-admin") as conn:
@@ -42,6 +39,14 @@ def on_database(settings: Settings, work: Callable[[AsyncConnection], Awaitable[
             await conn.execute(sql("work_as_application"))
             return await work(conn)
 
+    return _at_address(settings, run)
+
+
+def _at_address(settings: Settings, run: Callable[[str], Coroutine[None, None, T]]) -> T:
+    """Do some work with the address of the installation's database, started if it is embedded and down."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    # Only the database is needed: a broker address that is never used keeps the embedded one from starting.
+    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
     with embedded_parts(only_database) as parts:
         return asyncio.run(run(parts.database_url))
 
@@ -53,30 +58,31 @@ def run_migrate(settings: Settings) -> list[str]:
         async with await connect(url, application="prepaid-migrate") as conn:
             return await migrate(conn)
 
-    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with embedded_parts(only_database) as parts:
-        return asyncio.run(run(parts.database_url))
+    return _at_address(settings, run)
 
 
 def run_close_day(settings: Settings, until: date) -> ClosedDays:
-    """Close days up to and including `until`."""
+    """Close days up to and including `until`, on two connections."""
     rules = rules_of(settings)
 
-    async def work(conn: AsyncConnection) -> ClosedDays:
+    async def run(url: str) -> ClosedDays:
         accounts = 0
-        with progress_bars() as bars:
+        async with await connect(url, application="prepaid-close-day") as conn:
+            await migrate(conn)
+            await conn.execute(sql("work_as_application"))
+            with progress_bars() as bars:
 
-            def count(number: int) -> None:
-                nonlocal accounts
-                accounts += number
-                bars("accounts closed", accounts, accounts)
+                def count(number: int) -> None:
+                    nonlocal accounts
+                    accounts += number
+                    bars("accounts closed", accounts, accounts)
 
-            closed = await close_day(conn, until, rules=rules, progress=count)
-        await settle_prepayment(conn, until, rules=rules)
+                async with await connect(url, application="prepaid-close-day", role=APPLICATION_ROLE) as beside:
+                    closed = await close_day(conn, until, rules=rules, progress=count, beside=beside)
+            await settle_prepayment(conn, until, rules=rules)
         return closed
 
-    return on_database(settings, work)
+    return _at_address(settings, run)
 
 
 def run_audit(settings: Settings, scope: Scope) -> AuditReport:
@@ -96,10 +102,7 @@ def run_audit(settings: Settings, scope: Scope) -> AuditReport:
                 with progress_bars() as bars:
                     return await run_checks(conn, calendar_of(settings), scope=scope, second=second, progress=bars)
 
-    only_database = settings.model_copy(update={"nats_url": settings.nats_url or "nats://127.0.0.1:4222"})
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with embedded_parts(only_database) as parts:
-        return asyncio.run(run(parts.database_url))
+    return _at_address(settings, run)
 
 
 def run_add_vendor(settings: Settings, name: str) -> str:
@@ -113,6 +116,17 @@ def run_add_vendor(settings: Settings, name: str) -> str:
     return on_database(settings, work)
 
 
+async def known_account(conn: AsyncConnection, number: str) -> int:
+    """Return the id of an account by its number.
+
+    Raises: UnknownAccount.
+    """
+    account_id = await account_id_of(conn, number)
+    if account_id is None:
+        raise UnknownAccount(f"account: expected a known number, got {number!r}")
+    return account_id
+
+
 def run_consumer_key(settings: Settings, number: str) -> str:
     """Return a new API key of the consumer of an account.
 
@@ -120,9 +134,7 @@ def run_consumer_key(settings: Settings, number: str) -> str:
     """
 
     async def work(conn: AsyncConnection) -> str:
-        account_id = await account_id_of(conn, number)
-        if account_id is None:
-            raise UnknownAccount(f"account: expected a known number, got {number!r}")
+        account_id = await known_account(conn, number)
         return (await issue_api_key(conn, Role.CONSUMER, account_id=account_id)).header
 
     return on_database(settings, work)

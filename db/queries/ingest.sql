@@ -1,9 +1,11 @@
--- take_leases: take shards whose owner is gone; the epoch fences whoever had them
+-- take_leases: take shards whose owner is gone; the epoch fences whoever had them. No lease is longer than 300 s: one
+-- that ends later was written before the clock was set back
 update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
     expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 from (
     select role, shard from shard_leases
-    where role = %(role)s and shard = any(%(shards)s) and expires_at < clock_timestamp()
+    where role = %(role)s and shard = any(%(shards)s)
+      and (expires_at < clock_timestamp() or expires_at > clock_timestamp() + interval '300 seconds')
     order by shard for update skip locked
 ) free
 where l.role = free.role and l.shard = free.shard
@@ -12,23 +14,37 @@ returning l.shard, l.epoch, l.feed_from::text::bigint
 -- end_expired_backends: end sessions that still hold a lease row locked though the lease ran out
 select end_expired_backends(%(role)s)
 
--- fence: renew the leases of a batch; fewer rows than shards means that another owner has one
-update shard_leases l set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second',
+-- fence: renew leases; fewer rows than shards means that another owner has one
+update shard_leases set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second',
     backend_pid = pg_backend_pid()
-from (
-    select h.shard, h.epoch from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as h(shard, epoch)
-) held
-where l.role = %(role)s and l.shard = held.shard and l.epoch = held.epoch and l.owner = %(owner)s
+where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[shard + 1]
+
+-- hold_leases: lock the leases of a batch; fewer rows than shards means that another owner has one
+select shard from shard_leases
+where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[shard + 1]
+order by shard for no key update
 
 -- release_leases: give shards back at a clean stop
 update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null
 where role = %(role)s and owner = %(owner)s
 
--- plan_once: statements of this transaction are planned once in the session, since none looks at readings
-set local plan_cache_mode = force_generic_plan
+-- begin_batch: the first word of a batch's transaction
+begin
+
+-- commit_batch: the last word of a batch's transaction
+commit
+
+-- rollback_batch: a batch that failed leaves nothing
+rollback
+
+-- plan_once: statements of this transaction are planned once in the session, since none looks at readings; by index,
+-- since a plan may be made while a table is still empty and stays for the session
+select set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
 
 -- plan_each: statements of this transaction look at readings; only plans of their own leave partitions out
-set local plan_cache_mode = force_custom_plan
+select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
+       set_config('enable_hashjoin', 'on', true), set_config('enable_mergejoin', 'on', true)
 
 -- find_meters: billing meters and their accounts by serial
 select m.serial, m.id as meter_id, m.shard, a.id as account_id
@@ -122,14 +138,19 @@ on conflict do nothing
 update meter_state set relay = %(relay)s, relay_at = %(at)s
 where meter_id = %(meter_id)s and (relay_at is null or relay_at <= %(at)s) and relay is distinct from %(relay)s
 
--- confirm_order: a meter's answer to the order it names; a stale or contradicting one changes nothing. An order that
--- is being sent again or superseded just now is not waited for: the meter is asked again and answers again.
-update supply_orders set state = 'confirmed', confirmed_at = clock_timestamp()
-where id = (
-    select id from supply_orders
+-- confirm_order: a meter's answer that it has done the order it names; a stale one changes nothing. One that names the
+-- other position of the relay contradicts: the epoch is used up. An order that is being sent again or superseded just
+-- now is not waited for: the meter is asked again and answers again.
+with answered as (
+    select id, relay is not distinct from %(relay)s::text as agrees from supply_orders
     where id = %(order_id)s and meter_id = %(meter_id)s and epoch = %(epoch)s and state in ('pending', 'sent')
-      and relay is not distinct from %(relay)s
-    for update skip locked)
+      and (relay is null or %(relay)s::text is not null)
+    for update skip locked
+)
+update supply_orders o set state = case when a.agrees then 'confirmed' else o.state end,
+    confirmed_at = case when a.agrees then clock_timestamp() end,
+    contradicted_at = case when not a.agrees then clock_timestamp() end
+from answered a where o.id = a.id
 
 -- lock_partitions: one process at a time makes partitions; held to the end of the transaction
 select pg_advisory_xact_lock(7405206102)

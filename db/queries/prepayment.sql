@@ -9,7 +9,8 @@ select document from prepayment_rules where from_day <= %(day)s order by from_da
 -- prepayment_rules_at: the document that begins on a day
 select sha256 from prepayment_rules where from_day = %(from_day)s
 
--- prepayments_of: accounts' categories and the rules in force on a day of each, and what they still owe of arrears
+-- prepayments_of: accounts' categories and the rules in force on a day of each, by default its first open one, and what
+-- they still owe of arrears
 select k.id, s.category, r.document, a.absent_until,
        (select coalesce(sum(d.outstanding_minor), 0)::bigint from account_dues d
         where d.account_id = a.id and d.ledger = 'arrears') as arrears_minor
@@ -17,10 +18,10 @@ from unnest(%(ids)s::bigint[], %(days)s::date[]) k(id, day)
 join accounts a on a.id = k.id
 left join lateral (
     select s.category from assignments s where s.account_id = a.id and s.replaced_by is null
-    order by greatest(s.from_day, k.day), s.from_day desc limit 1
+    order by greatest(s.from_day, coalesce(k.day, a.through)), s.from_day desc limit 1
 ) s on true
 left join lateral (
-    select r.document from prepayment_rules r where r.from_day <= k.day order by r.from_day desc limit 1
+    select r.document from prepayment_rules r where r.from_day <= coalesce(k.day, a.through) order by r.from_day desc limit 1
 ) r on true
 
 -- dues_of_account: what an account works off on one ledger, settled ones too

@@ -34,10 +34,11 @@ from stdin
 -- copy_legs: the legs of many journals
 copy legs (journal_id, n, ledger, line, amount_minor) from stdin
 
--- save_exact_days: the posted state of accounts after a day that was read at its end
+-- save_exact_days: the posted state of accounts after a day that was read at its end; balance and levels are the same,
+-- and so is the version, by which a shard's owner knows them
 update accounts a set posted_minor = k.posted_minor, charged_minor = k.charged_minor, through = %(through)s,
     before_wh = k.before_wh, part_start_wh = k.part_start_wh, closed_wh = k.to_wh, anchor_wh = k.to_wh,
-    anchor_at = %(edge_at)s, version = a.version + 1
+    anchor_at = %(edge_at)s
 from unnest(%(ids)s::bigint[], %(posted_minors)s::bigint[], %(charged_minors)s::bigint[], %(before_whs)s::bigint[],
             %(part_start_whs)s::bigint[], %(to_whs)s::bigint[])
      as k(id, posted_minor, charged_minor, before_wh, part_start_wh, to_wh)

@@ -6,7 +6,7 @@ commit failed or its outcome is unknown; what the feed names is read again, by v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from psycopg import AsyncConnection
 
@@ -60,13 +60,21 @@ class StateCache:
         return self._table
 
     def adopt(self, made: Plan) -> None:
-        """Take over the states of a committed plan; forget those that the database has to tell again."""
+        """Take over the states of a plan that was committed, or is being; forget those that the database has to tell.
+
+        Whoever adopts before the commit clears when it fails.
+        """
         for state in made.states.values():
             self._table.put(state)
         if made.ordinary is not None:
             self._table.move_marks(made.ordinary.places, made.ordinary.mark_ms, made.ordinary.mark_wh)
         for serial in made.stale_serials:
             self._table.drop(serial)
+
+    def amend(self, accounts: Mapping[str, AccountState]) -> None:
+        """Take over accounts, by serial, whose crossings were committed; their meters' marks stay where they are."""
+        for serial, account in accounts.items():
+            self._table.amend(serial, account)
 
     def put(self, state: MeterState) -> None:
         """Know a meter's state, as the database has it at the moment."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
 
@@ -58,30 +58,61 @@ async def close_day(
     pause_s: float = 0.0,
     progress: Callable[[int], None] | None = None,
     last: int = ACCOUNT_ID_MAX,
+    beside: AsyncConnection | None = None,
 ) -> ClosedDays:
     """Close every account's days up to and including `until`, range by range, pausing between ranges.
 
-    `last` ends the sweep at an account's id.
+    `last` ends the sweep at an account's id. On a second connection, `beside`, ranges are closed at the same time, so
+    that the database works while this process does.
     """
-    sweep = DaySweep(rules.calendar)
-    accounts = exact = others = after = 0
-    while True:
-        cursor = await conn.execute(
-            sql("accounts_to_close"), {"after": after, "last": last, "until": until, "most": ACCOUNTS_PER_RANGE}
-        )
-        found: dict[int, date] = dict(await cursor.fetchall())
-        if not found:
-            break
-        exact += await _close_exact_days(conn, sweep, found, until)
-        others += await _close_others(conn, sorted(found), until, rules)
-        accounts += len(found)
-        after = max(found)
-        if progress:
-            progress(len(found))
-        await asyncio.sleep(pause_s)
+    sweep = _Sweep(until=until, last=last, rules=rules, pause_s=pause_s, progress=progress)
+    if beside is None:
+        await sweep.run(conn)
+    else:
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(sweep.run(conn))
+            lanes.create_task(sweep.run(beside))
     await conn.execute(sql("trim_feed"))
     await ensure_partitions(conn, partition_span(datetime.now(UTC).date()))
-    return ClosedDays(accounts=accounts, days=exact + others, exact=exact)
+    return ClosedDays(accounts=sweep.accounts, days=sweep.exact + sweep.others, exact=sweep.exact)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sweep:
+    """A sweep over all ranges, by one lane or more; ranges are handed out in id order, each once."""
+
+    until: date
+    last: int
+    rules: PostingRules
+    pause_s: float
+    progress: Callable[[int], None] | None
+    accounts: int = 0
+    exact: int = 0
+    others: int = 0
+    _after: int = 0
+    _handing_out: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self, conn: AsyncConnection) -> None:
+        """Close ranges until none is left."""
+        days = DaySweep(self.rules.calendar)
+        while found := await self._next(conn):
+            exact = await _close_exact_days(conn, days, found, self.until)
+            others = await _close_others(conn, sorted(found), self.until, self.rules)
+            # Added after the waiting: both lanes add.
+            self.exact += exact
+            self.others += others
+            self.accounts += len(found)
+            if self.progress:
+                self.progress(len(found))
+            await asyncio.sleep(self.pause_s)
+
+    async def _next(self, conn: AsyncConnection) -> dict[int, date]:
+        async with self._handing_out:
+            parameters = {"after": self._after, "last": self.last, "until": self.until, "most": ACCOUNTS_PER_RANGE}
+            cursor = await conn.execute(sql("accounts_to_close"), parameters)
+            found: dict[int, date] = dict(await cursor.fetchall())
+            self._after = max(found, default=self._after)
+        return found
 
 
 async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: PostingRules) -> None:

@@ -8,32 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from psycopg import AsyncConnection
 
 from billing.calendar import from_ms, to_ms
 from db.accounts import AccountView, look
 from db.batches import (
+    BatchTransaction,
     QuarantineRow,
     add_counts,
     add_events,
     add_quarantine,
     add_segment,
     ask_recheck,
-    batch_transaction,
     confirm_order,
     save_relay,
 )
-from db.crossings import LastReading, lock_free_and_look, post_crossings
+from db.binary_copy import encode_readings
+from db.crossings import (
+    NOTHING_CLAIMED,
+    Claimed,
+    Crossing,
+    Standing,
+    Written,
+    decide_known,
+    decide_looked_at,
+    send_claim,
+    send_crossings,
+    take_claim,
+)
 from db.leases import Lease, Owner
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock_free, may_move_closed_edges, post_readings
-from db.readings import columns_from_rows, compare_readings, copy_columns, copy_readings, neighbours
+from db.prepayment import Prepayment, prepayments_of
+from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
 from headend.edges.cache import state_from_view
 from headend.pipeline import Held, Plan, place_late
-from headend.state import MeterState
+from headend.state import AccountState, MeterState
 from protocols.columns import concatenate
 from protocols.native import OrderKind, ReplyResult
 from protocols.rows import ReadingRow
@@ -41,28 +55,73 @@ from protocols.rows import ReadingRow
 # Refused, expired and stale answers leave an order open: it is sent again with backoff until confirmed or superseded.
 
 
-async def write_plan(
-    conn: AsyncConnection, made: Plan, *, owner: Owner, leases: Mapping[int, Lease], rules: PostingRules
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """A plan ready to be written: its new readings encoded, sorted by meter and instant.
+
+    Invariants: `amended` has the accounts whose crossings were written, as they are after the commit, by serial.
+    """
+
+    made: Plan
+    encoded: memoryview | None
+    amended: dict[str, AccountState] = field(default_factory=dict)
+
+
+def encode_plan(made: Plan) -> Batch:
+    """Encode what was planned in columns and one by one."""
+    parts = [columns_from_rows(made.rows)] if made.rows else []
+    if made.ordinary is not None and len(made.ordinary.columns):
+        parts.append(made.ordinary.columns)
+    return Batch(made=made, encoded=encode_readings(concatenate(parts).sorted_by_meter()) if parts else None)
+
+
+async def write_batch(
+    conn: AsyncConnection,
+    batch: Batch,
+    *,
+    owner: Owner,
+    leases: Mapping[int, Lease],
+    rules: PostingRules,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Write a batch in one transaction under its leases.
 
-    Raises: LeaseLost; psycopg.errors.UniqueViolation when a reading planned as new is stored already.
+    `meanwhile` is called while the server writes, unless what the batch leaves has to be learnt from the database: it
+    may plan the next batch as if this one were committed. Raises: LeaseLost; psycopg.errors.UniqueViolation when a
+    reading planned as new is stored already.
     """
-    # What becomes of late readings is known, and counted, only after a look at the database.
-    async with batch_transaction(conn, owner, leases, made.counts, counted=not made.late):
+    made = batch.made
+    standings = _standings(made)
+    # What becomes of late readings, and so who has to be looked at, is known only after a look at the database.
+    early = sorted(made.candidates) if not made.late else []
+    claim, claimed = None, NOTHING_CLAIMED
+    async with BatchTransaction(conn, owner, leases, made.counts) as transaction:
+        async with transaction.opening(counted=not made.late):
+            if early:
+                claim = await send_claim(conn, early, standings)
+        if claim:
+            claimed = await take_claim(claim)
+        simple = not made.late and not made.segments and claimed.free == claimed.numbers.keys()
         await _write_segments(conn, made)
-        await _write_new(conn, made)
+        if batch.encoded is not None:
+            await copy_encoded(conn, batch.encoded, meanwhile if simple else None)
         if made.late:
             await _write_late(conn, made, rules)
+            claimed = await take_claim(await send_claim(conn, sorted(made.candidates), {}))
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
         await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in made.events])
-        if made.candidates:
-            await _write_candidates(conn, made, rules)
+        crossings, prepayments, views = await _decide(conn, made, standings, claimed, rules)
+        for account_id in sorted(made.candidates - claimed.free):
+            late_ms = made.late_since_ms.get(account_id)
+            await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
         await add_quarantine(conn, _quarantine_rows(made.held))
         if made.late:
             await add_counts(conn, leases, made.counts)
+        async with transaction.closing():
+            written = await send_crossings(conn, crossings, prepayments)
+    await _remember(batch, written, views, rules)
 
 
 async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
@@ -93,15 +152,6 @@ async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
             register_wh=segment.register_wh,
             start_wh=segment.start_wh,
         )
-
-
-async def _write_new(conn: AsyncConnection, made: Plan) -> None:
-    """Append what was planned in columns and one by one, sorted by meter and instant."""
-    parts = [columns_from_rows(made.rows)] if made.rows else []
-    if made.ordinary is not None and len(made.ordinary.columns):
-        parts.append(made.ordinary.columns)
-    if parts:
-        await copy_columns(conn, concatenate(parts).sorted_by_meter())
 
 
 async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:
@@ -154,29 +204,73 @@ async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
             )
 
 
-async def _write_candidates(conn: AsyncConnection, made: Plan, rules: PostingRules) -> None:
-    """Lock the candidates that are free, look at them, post; leave the others to be settled right after."""
-    now_ms = _now_ms()
-    crossed = {} if made.ordinary is None else made.ordinary.crossed
-    last = {
-        account_id: LastReading(meter_id=meter_id, at_ms=at_ms, register_wh=register_wh)
-        for account_id, (meter_id, at_ms, register_wh) in crossed.items()
+def _standings(made: Plan) -> dict[int, Standing]:
+    """Return where accounts stand of which nothing but readings in columns came: their owner knows all else of them."""
+    if made.ordinary is None:
+        return {}
+    told = {meter_id for meter_id, _, _ in made.relays} | {meter_id for meter_id, _ in made.replies}
+    return {
+        account_id: Standing(
+            account_id=account_id,
+            version=each.meter.account.version,
+            shard=each.meter.shard,
+            meter_id=each.meter.meter_id,
+            levels=each.meter.account.levels,
+            balance_minor=each.balance_minor,
+            read_ms=each.at_ms,
+            relay=each.meter.relay,
+        )
+        for account_id, each in made.ordinary.crossed.items()
+        if each.meter.meter_id not in told
     }
-    free, views = await lock_free_and_look(conn, sorted(made.candidates), last, rules.calendar)
-    ordinary: list[AccountView] = []
+
+
+async def _decide(
+    conn: AsyncConnection, made: Plan, standings: Mapping[int, Standing], claimed: Claimed, rules: PostingRules
+) -> tuple[list[Crossing], dict[int, Prepayment], dict[int, AccountView]]:
+    """Compare locked candidates with their levels; those that are not as they were known are looked at first.
+
+    Of these, one whose readings move what is closed is posted on its own. Also returns what is needed to tell of a
+    cut-off, and the accounts looked at.
+    """
+    now_ms = _now_ms()
+    crossings = [
+        decide_known(standings[account_id], claimed, rules=rules, now_ms=now_ms) for account_id in claimed.numbers
+    ]
+    changed = sorted(claimed.free - claimed.numbers.keys())
+    if not changed:
+        return crossings, dict(claimed.prepayments), {}
+    await conn.execute(sql("plan_each"))
+    views = await look(conn, changed, rules.calendar)
     for account_id, view in sorted(views.items()):
         since_ms = made.late_since_ms.get(account_id)
         if may_move_closed_edges(view, since_ms, rules.calendar):
             await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
-        else:
-            ordinary.append(view)
-    if ordinary:
-        # Known after the commit without a look: else each crossing would be one again until the feed is read.
-        for view in await post_crossings(conn, ordinary, rules=rules, now_ms=now_ms):
-            made.states[view.meter.serial] = state_from_view(view, rules.calendar)
-    for account_id in sorted(made.candidates - free):
-        late_ms = made.late_since_ms.get(account_id)
-        await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
+            continue
+        crossings.append(decide_looked_at(view, rules=rules, now_ms=now_ms))
+    told = [each.standing.account_id for each in crossings if each.tells_of_cut_off]
+    return crossings, await prepayments_of(conn, dict.fromkeys(told)) if told else {}, views
+
+
+async def _remember(batch: Batch, written: Written, views: Mapping[int, AccountView], rules: PostingRules) -> None:
+    """Keep what crossings have changed: else each would be one again until the feed is read."""
+    orders = await written.open_orders()
+    crossed = {} if batch.made.ordinary is None else batch.made.ordinary.crossed
+    for each in written.crossings:
+        account_id, levels = each.standing.account_id, each.decision.levels
+        order = orders.get(account_id)
+        if account_id in views:
+            after = replace(views[account_id], levels=levels, version=each.version, open_order=order)
+            batch.made.states[after.meter.serial] = state_from_view(after, rules.calendar)
+            continue
+        meter = crossed[account_id].meter
+        batch.amended[meter.serial] = replace(
+            meter.account,
+            levels=levels,
+            version=each.version,
+            told=order.relay if order else None,
+            held=bool(order and order.held),
+        )
 
 
 def _quarantine_rows(held: Sequence[Held]) -> list[QuarantineRow]:

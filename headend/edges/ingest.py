@@ -29,7 +29,7 @@ from db.pool import APPLICATION_ROLE, connect
 from db.readings import ensure_partitions, partition_days
 from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
-from headend.edges.commit import settle_account, write_plan
+from headend.edges.commit import encode_plan, settle_account, write_batch
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
 from headend.pipeline import Plan, Received, receive, slices
@@ -119,6 +119,8 @@ class Ingest:
             role=APPLICATION_ROLE,
         ) as conn:
             self._days = await partition_days(conn)
+            # At once: a taker ends the session that is noted with a lease that ran out, and that is this one now.
+            self._renew_at_s = 0.0
             while not stop.is_set():
                 await self._keep_leases(conn, reader)
                 if not self._batch:
@@ -197,8 +199,9 @@ class Ingest:
             await self._cache.load(conn, serials)
             made = plan_batch(received, self._cache.table, self._settings.calendar)
             await self._make_partitions(conn, made)
+            batch = encode_plan(made)
             try:
-                await write_plan(conn, made, owner=self._owner, leases=self._leases, rules=self._rules)
+                await write_batch(conn, batch, owner=self._owner, leases=self._leases, rules=self._rules)
                 break
             except UniqueViolation:
                 # A reading we thought new is there: what we knew was old. Read everything again, once.
@@ -206,6 +209,7 @@ class Ingest:
                 if attempt == "reread":
                     raise
         self._cache.adopt(made)
+        self._cache.amend(batch.amended)
         took_s = time.monotonic() - began_s
         self._metrics.batch_stored(made.counts, len(received), received[-1].stored_at_ms, took_s)
 

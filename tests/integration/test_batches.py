@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 import pytest
 from psycopg import AsyncConnection
-from psycopg.pq import PipelineStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
-from db.batches import QuarantineRow, add_counts, add_quarantine, batch_transaction
+from db.batches import BatchTransaction, QuarantineRow, add_counts, add_quarantine
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, take_leases
 from db.migrate import migrate
@@ -105,27 +105,32 @@ def test_batch_is_opened_under_its_leases_or_leaves_nothing(database_url: str) -
 
     async def story(conn: AsyncConnection) -> None:
         leases = {lease.shard: lease for lease in await take_leases(conn, OWNER, [3, 31])}
+
+        async def write(owner: Owner, leases: dict[int, Lease], *, counted: bool, fail: bool = False) -> None:
+            async with BatchTransaction(conn, owner, leases, COUNTS) as transaction:
+                async with transaction.opening(counted=counted):
+                    pass
+                # Outside of the pipeline that began it: a COPY is possible.
+                assert conn.info.pipeline_status == PipelineStatus.OFF
+                if fail:
+                    raise ZeroDivisionError
+                async with transaction.closing():
+                    pass
+
         for stale in (
             {**leases, 31: replace(leases[31], epoch=leases[31].epoch - 1)},
             {**leases, 31: Lease(shard=30, epoch=1, feed_from=0)},
         ):
             with pytest.raises(LeaseLost, match="expected 2 shards to be ours, got 1"):
-                async with batch_transaction(conn, OWNER, stale, COUNTS, counted=True):
-                    raise AssertionError("a batch without its leases has begun")
-        other = replace(OWNER, name="somebody-else")
+                await write(OWNER, stale, counted=True)
         with pytest.raises(LeaseLost, match="got 0"):
-            async with batch_transaction(conn, other, leases, COUNTS, counted=False):
-                raise AssertionError("a batch without its leases has begun")
-        assert await _batches(conn) == []
-        async with batch_transaction(conn, OWNER, leases, COUNTS, counted=False):
-            assert await _batches(conn) == []
-        async with batch_transaction(conn, OWNER, leases, COUNTS, counted=True):
-            # Outside of the pipeline that began it: a COPY is possible.
-            assert conn.info.pipeline_status == PipelineStatus.OFF
-        assert len(await _batches(conn)) == len(COUNTS)
+            await write(replace(OWNER, name="somebody-else"), leases, counted=False)
         with pytest.raises(ZeroDivisionError):
-            async with batch_transaction(conn, OWNER, leases, COUNTS, counted=True):
-                raise ZeroDivisionError
+            await write(OWNER, leases, counted=True, fail=True)
+        await write(OWNER, leases, counted=False)
+        assert await _batches(conn) == []
+        await write(OWNER, leases, counted=True)
         assert len(await _batches(conn)) == len(COUNTS)
+        assert conn.info.transaction_status is TransactionStatus.IDLE
 
     _run(database_url, story)

@@ -8,9 +8,10 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
 
+from db.binary_copy import encode_readings
 from db.migrate import migrate
 from db.pool import connect
-from db.readings import columns_from_rows, copy_columns, copy_readings, ensure_partitions
+from db.readings import columns_from_rows, copy_encoded, copy_readings, ensure_partitions
 from protocols.rows import ReadingRow
 
 pytestmark = pytest.mark.db
@@ -54,7 +55,7 @@ def test_columns_store_what_rows_store(database_url: str, seed: int) -> None:
         async with await connect(database_url, application="test") as conn:
             await migrate(conn)
             await ensure_partitions(conn, {(START + timedelta(days=day)).date() for day in range(4)})
-            await copy_columns(conn, columns_from_rows(rows))
+            await copy_encoded(conn, encode_readings(columns_from_rows(rows)))
             by_columns = await _stored(conn)
             await conn.execute("truncate readings")
             await copy_readings(conn, rows)
@@ -71,11 +72,11 @@ def test_columns_with_a_stored_key_are_refused_whole(database_url: str) -> None:
         async with await connect(database_url, application="test") as conn:
             await migrate(conn)
             await ensure_partitions(conn, {(START + timedelta(days=day)).date() for day in range(4)})
-            await copy_columns(conn, columns_from_rows(rows[:1]))
+            await copy_encoded(conn, encode_readings(columns_from_rows(rows[:1])))
             with pytest.raises(UniqueViolation):
-                await copy_columns(conn, columns_from_rows(rows))
+                await copy_encoded(conn, encode_readings(columns_from_rows(rows)))
             assert await _stored(conn) == rows[:1]
-            await copy_columns(conn, columns_from_rows([]))
+            await copy_encoded(conn, encode_readings(columns_from_rows([])))
             assert await _stored(conn) == rows[:1]
 
     asyncio.run(story())

@@ -13,10 +13,11 @@ import pytest
 from psycopg import AsyncConnection
 
 from billing.calendar import from_ms
+from db.binary_copy import encode_readings
 from db.named import sql
 from db.pool import connect
 from db.posting import lock
-from db.readings import copy_columns, copy_readings, ensure_partitions
+from db.readings import copy_encoded, copy_readings, ensure_partitions
 from db.sweeps import DaySweep
 from headend.edges import close_day as sweeping
 from headend.edges.close_day import close_day
@@ -165,7 +166,7 @@ def test_sweep_never_scans_all_accounts_or_a_days_readings(database_url: str) ->
         await prepare(database_url, 3_000, KOLKATA)
         async with await connect(database_url, application="test") as conn:
             opened_ms = KOLKATA.midnight_ms(OPENED_ON)
-            await copy_columns(conn, readings_at(np.arange(1, 3_001), STEPS_A_DAY, opened_ms))
+            await copy_encoded(conn, encode_readings(readings_at(np.arange(1, 3_001), STEPS_A_DAY, opened_ms)))
             ids = list(range(1, 2_001))
             edge_at = from_ms(KOLKATA.midnight_ms(OPENED_ON + DAY))
             month = {"month": OPENED_ON, "next_month": OPENED_ON + timedelta(days=30)}

@@ -1,0 +1,73 @@
+"""Notices: what a consumer is told, stored as facts beside the cause, put into words when shown or sent.
+
+Stage: beside the alarm or posting that causes them, and again where they are read. Pure: kinds and their rules,
+facts, templates in English, Hindi and Punjabi, the way a notice takes, commands that come back by SMS.
+"""
+
+from billing.notices.facts import (
+    FACTS,
+    BalanceAnswer,
+    Cut,
+    Exhausted,
+    Facts,
+    Forecast,
+    HelpAnswer,
+    Limited,
+    Low,
+    NoToken,
+    Otp,
+    Outage,
+    Recharged,
+    Restored,
+    RestoredPower,
+    Started,
+    StatementReady,
+    Stopped,
+    Tamper,
+    TamperEvent,
+    TokenResend,
+    UseAnswer,
+    WhichAccount,
+    read_facts,
+)
+from billing.notices.kinds import Channel, Language, NoticeError, NoticeKind
+from billing.notices.render import Rendered, render, render_written
+from billing.notices.sentences import exhausted_notice, low_notice, recharged_notice, restored_notice
+
+__all__ = [
+    "FACTS",
+    "BalanceAnswer",
+    "Channel",
+    "Cut",
+    "Exhausted",
+    "Facts",
+    "Forecast",
+    "HelpAnswer",
+    "Language",
+    "Limited",
+    "Low",
+    "NoToken",
+    "NoticeError",
+    "NoticeKind",
+    "Otp",
+    "Outage",
+    "Recharged",
+    "Rendered",
+    "Restored",
+    "RestoredPower",
+    "Started",
+    "StatementReady",
+    "Stopped",
+    "Tamper",
+    "TamperEvent",
+    "TokenResend",
+    "UseAnswer",
+    "WhichAccount",
+    "exhausted_notice",
+    "low_notice",
+    "read_facts",
+    "recharged_notice",
+    "render",
+    "render_written",
+    "restored_notice",
+]

@@ -31,7 +31,7 @@ from billing.running import (
     running_balance,
     zones_of,
 )
-from billing.supply import Levels, Supply, desired_supply
+from billing.supply import Levels, is_exhausted
 from billing.terms import ONE_DAY, Assignment, BillPart, Terms
 
 
@@ -191,9 +191,9 @@ def rerate(
 
 def crossing_of(levels: Levels, before_minor: int, after_minor: int) -> Crossing:
     """Return what a change of balance would do to an account's supply, or else to its alarm."""
-    was, will_be = desired_supply(levels, before_minor), desired_supply(levels, after_minor)
+    was, will_be = is_exhausted(levels, before_minor), is_exhausted(levels, after_minor)
     if was is not will_be:
-        return Crossing.EXHAUSTED if will_be is Supply.OFF else Crossing.RESTORED
+        return Crossing.EXHAUSTED if will_be else Crossing.RESTORED
     low_minor = levels.threshold_minor
     if low_minor is not None and after_minor <= low_minor < before_minor:
         return Crossing.LOW

@@ -243,7 +243,7 @@ def make_statement(
         last=last,
         opening=opening,
         rows=rows,
-        columns=tuple((name, line_title(name, line_titles)) for name in _printing_order(totals.lines, line_titles)),
+        columns=tuple((name, line_title(name, line_titles)) for name in printing_order(totals.lines, line_titles)),
         totals=totals,
         closing_minor=rows[-1].balance_minor if rows else opening.balance_minor,
     )
@@ -333,7 +333,7 @@ def _totals(rows: Iterable[StatementRow]) -> StatementTotals:
     return StatementTotals(energy_wh=energy_wh, lines=lines, charge_minor=charge_minor, credit_minor=credit_minor)
 
 
-def _printing_order(lines: Lines, titles: Mapping[str, str]) -> list[str]:
+def printing_order(lines: Iterable[str], titles: Mapping[str, str]) -> list[str]:
     """Order bill lines as a bill does: energy first, then as the titles say, then by name."""
     ranks = {name: number for number, name in enumerate(dict.fromkeys([*titles, *_LINE_TITLES]))}
 

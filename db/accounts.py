@@ -16,10 +16,12 @@ from psycopg.rows import dict_row
 
 from billing.calendar import LocalCalendar, from_ms, to_ms
 from billing.running import Checkpoint, PeriodPosted, Point, Walk, begin, follow, owed_minor
-from billing.supply import Levels, Mode, Supply
+from billing.supply import FurtherLevel, Levels, Mode, Supply
+from billing.supply_policy import Scheme, SupplyRules
 from billing.tariff import Tariff
 from billing.terms import ONE_DAY, Assignment, Terms
 from db.named import sql
+from db.supply_rules import rules_by_checksum
 from db.tariffs import tariffs_by_checksum
 
 
@@ -74,7 +76,7 @@ class AccountView:
 
     Invariants: `asks_demand` says that a tariff of the terms charges demand; `points` rise in time, begin with the
     anchor (the last point at or before the checkpoint) and end with the latest accepted reading; `mark_ms` and
-    `mark_register_wh` are that reading's, None before the first.
+    `mark_register_wh` are that reading's, None before the first; `scheme` is that of the category and rules of today.
     """
 
     id: int
@@ -85,6 +87,7 @@ class AccountView:
     asks_demand: bool
     checkpoint: Checkpoint
     levels: Levels
+    scheme: Scheme
     meter: MeterView
     points: tuple[Point, ...]
     mark_ms: int | None
@@ -115,13 +118,14 @@ async def look(
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("look"), parameters)
         found = await rows.fetchall()
-    return await views_from_rows(conn, found)
+    return await _views_from_rows(conn, found)
 
 
-async def views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]) -> dict[int, AccountView]:
+async def _views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]) -> dict[int, AccountView]:
     """Return the accounts of rows with the columns of `look`."""
     tariffs = await tariffs_by_checksum(conn, {checksum for row in found for checksum in row["tariffs"]})
-    return {row["id"]: _view_from_row(row, tariffs) for row in found}
+    rules = {sha256: await rules_by_checksum(conn, sha256) for sha256 in {row["supply_rules"] for row in found}}
+    return {row["id"]: _view_from_row(row, tariffs, rules[row["supply_rules"]]) for row in found}
 
 
 async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence[datetime]) -> list[Point]:
@@ -167,11 +171,12 @@ def _point(meter: MeterView, read_at: datetime, register_wh: int) -> Point:
     return Point(at_ms=at_ms, energy_wh=meter.energy_to_date(at_ms, register_wh))
 
 
-def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff]) -> AccountView:
+def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff], rules: SupplyRules) -> AccountView:
     # A row of `look`: its columns are typed by the migration.
     meter = _meter_from_row(row)
     checkpoint = _checkpoint_from_row(row)
     anchor = checkpoint.anchor
+    terms = _terms_from_row(row, tariffs)
     seen = [_point(meter, at, wh) for at, wh in zip(row["ats"] or (), row["registers"] or (), strict=True)]
     order = None
     if row["open_order_id"] is not None:
@@ -185,10 +190,11 @@ def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff]) -> Accoun
         number=row["number"],
         shard=row["shard"],
         version=row["version"],
-        terms=_terms_from_row(row, tariffs),
+        terms=terms,
         asks_demand=row["asks_demand"],
         checkpoint=checkpoint,
         levels=_levels_from_row(row),
+        scheme=rules.of(terms.on(row["today"]).category),
         meter=meter,
         points=(anchor, *(point for point in seen if point.at_ms > anchor.at_ms)),
         mark_ms=to_ms(row["mark_at"]) if row["mark_at"] else None,
@@ -256,4 +262,12 @@ def _levels_from_row(row: dict[str, Any]) -> Levels:
         desired=Supply(row["desired"]),
         # From the deposit to the posting that ends the absence, whatever day it is (db.conversions.end_absences).
         absent=row["absent_until"] is not None,
+        exempt=row["exempt"],
+        hold=row["hold"],
+        can_limit=row["can_limit"],
+        exhausted_at_ms=to_ms(row["exhausted_at"]) if row["exhausted_at"] else None,
+        thresholds=tuple(
+            FurtherLevel(n=n, level_minor=level_minor, arm=arm, raised=raised)
+            for n, level_minor, arm, raised in row["thresholds"] or ()
+        ),
     )

@@ -187,6 +187,13 @@ def age_place(days: int) -> int:
     return sum(days > last for last in AGE_DAYS)
 
 
+async def read_use(conn: AsyncConnection, account_id: int) -> Use:
+    """Read what one account's last closed days came to."""
+    cursor = await conn.execute(sql("balances_uses"), {"ids": [account_id], "days": USE_DAYS})
+    row = await cursor.fetchone()
+    return NO_USE if row is None else Use(days=row[1], energy_wh=row[2], charge_minor=row[3])
+
+
 async def read_balances(
     conn: AsyncConnection,
     calendar: LocalCalendar,

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 from psycopg import AsyncConnection, AsyncCursor
 
-from billing.calendar import LocalCalendar
-from billing.notices import NoticeKind, low_notice, restored_notice
-from billing.supply import Decision, LevelName, Levels, Raised, Supply, decide, desired_supply
+from billing.calendar import LocalCalendar, from_ms
+from billing.notices import Facts
+from billing.supply import Decision, LevelName, Levels, Raised, Supply, decide, is_exhausted
+from billing.supply_policy import Scheme
 from db.accounts import AccountView, OpenOrder
+from db.further_levels import save_further_levels
 from db.named import sql
-from db.orders import PostingRules, SupplyStep, cut_off_text, supply_step
+from db.notices import send_notices
+from db.orders import PostingRules, SupplyStep, notices_of, recharge_to_restore, supply_step, threatens
 from db.prepayment import Prepayment, prepayments_from_rows
 
 _SUPPLY = "supply"
@@ -36,6 +39,7 @@ class Standing:
     shard: int
     meter_id: int
     levels: Levels
+    scheme: Scheme
     balance_minor: int
     read_ms: int
     relay: Supply | None
@@ -49,15 +53,16 @@ class Standing:
             shard=view.shard,
             meter_id=view.meter.id,
             levels=view.levels,
+            scheme=view.scheme,
             balance_minor=view.balance_minor(calendar),
             read_ms=view.points[-1].at_ms,
             relay=view.meter.relay,
         )
 
     @property
-    def may_be_cut_off(self) -> bool:
-        """Tell whether its credit is found to be exhausted."""
-        return not self.levels.exhausted_raised and desired_supply(self.levels, self.balance_minor) is Supply.OFF
+    def may_be_threatened(self) -> bool:
+        """Tell whether the consumer may have to be told what restores supply."""
+        return self.levels.desired is Supply.ON and is_exhausted(self.levels, self.balance_minor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +77,11 @@ class Crossing:
     decision: Decision
     step: SupplyStep
 
-    def raised(self, level: LevelName) -> Raised | None:
-        """Return the alarm of a level, if it rings."""
-        return next((raised for raised in self.decision.raised if raised.level is level), None)
-
     @property
-    def tells_of_cut_off(self) -> bool:
-        """Tell whether the consumer hears that supply is cut."""
-        return self.raised(LevelName.EXHAUSTED) is not None and self.decision.levels.desired is Supply.OFF
+    def warned(self) -> Raised | None:
+        """Return the warning that rings at the meter, of several the lowest."""
+        low = [raised for raised in self.decision.raised if raised.level is LevelName.LOW]
+        return min(low, key=lambda raised: raised.level_minor, default=None)
 
     @property
     def version(self) -> int:
@@ -158,7 +160,7 @@ async def send_claim(conn: AsyncConnection, ids: Sequence[int], standings: Mappi
     if standings:
         meter_ids = [standing.meter_id for standing in standings.values()]
         orders = await conn.execute(sql("orders_open_at"), {"meter_ids": meter_ids})
-    exhausted = [each.account_id for each in standings.values() if each.may_be_cut_off]
+    exhausted = [each.account_id for each in standings.values() if each.may_be_threatened]
     if exhausted:
         prepaying = await conn.execute(sql("prepayments_of"), {"ids": exhausted, "days": [None] * len(exhausted)})
     return Claim(standings=standings, locking=locking, orders=orders, prepaying=prepaying)
@@ -220,7 +222,14 @@ def _decide(
     now_ms: int,
 ) -> Crossing:
     # A reading never lifts a level's arm.
-    decision = decide(standing.levels, standing.balance_minor, may_rearm=False)
+    decision = decide(
+        standing.levels,
+        standing.balance_minor,
+        may_rearm=False,
+        scheme=standing.scheme,
+        now_ms=now_ms,
+        calendar=rules.calendar,
+    )
     step = supply_step(
         decision.levels,
         open_order=open_order,
@@ -240,24 +249,30 @@ def _decide(
 
 
 async def send_crossings(
-    conn: AsyncConnection, crossings: Sequence[Crossing], prepayments: Mapping[int, Prepayment]
+    conn: AsyncConnection,
+    crossings: Sequence[Crossing],
+    prepayments: Mapping[int, Prepayment],
+    *,
+    cause: str,
+    now_ms: int,
 ) -> Written:
     """Let locked accounts catch up with their readings: alarms, supply; to be sent in a pipeline.
 
-    Rows stay as they are where nothing changes. `prepayments` has the accounts that are told of a cut-off.
+    Rows stay as they are where nothing changes. `prepayments` has the accounts that are told what restores supply.
     """
     orders = _Orders()
     # In this order: of the orders of one meter the later one has the higher epoch.
-    orders.add("alarm", [each for each in crossings if each.raised(LevelName.LOW)])
+    orders.add("alarm", [each for each in crossings if each.warned])
     orders.add(_SUPPLY, [each for each in crossings if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD)])
     released = [each for each in crossings if each.step is SupplyStep.RELEASE]
     await _save_levels(conn, [each for each in crossings if each.decision.levels != each.standing.levels])
     await _add_alarms(conn, [(each, raised) for each in crossings for raised in each.decision.raised])
-    ordering = await _add_orders(conn, orders)
+    ordering = await _add_orders(conn, orders, cause)
     if released:
         ids = [each.open_order.id for each in released if each.open_order]
         await conn.execute(sql("release_orders"), {"ids": ids})
-    await _add_notices(conn, crossings, prepayments)
+    if notices := _notices(crossings, prepayments, now_ms):
+        await send_notices(conn, notices)
     return Written(crossings=crossings, ordering=ordering)
 
 
@@ -269,9 +284,15 @@ async def _save_levels(conn: AsyncConnection, changed: Sequence[Crossing]) -> No
         "shards": [each.standing.shard for each in changed],
         "low_raised": [each.decision.levels.low_raised for each in changed],
         "exhausted_raised": [each.decision.levels.exhausted_raised for each in changed],
+        "exhausted_ats": [
+            None if at_ms is None else from_ms(at_ms)
+            for at_ms in (each.decision.levels.exhausted_at_ms for each in changed)
+        ],
         "desired": [each.decision.levels.desired.value for each in changed],
     }
     await conn.execute(sql("save_levels"), parameters)
+    levels = {each.standing.account_id: (each.standing.levels, each.decision.levels) for each in changed}
+    await save_further_levels(conn, levels)
 
 
 async def _add_alarms(conn: AsyncConnection, alarms: Sequence[tuple[Crossing, Raised]]) -> None:
@@ -280,6 +301,7 @@ async def _add_alarms(conn: AsyncConnection, alarms: Sequence[tuple[Crossing, Ra
     parameters = {
         "ids": [crossing.standing.account_id for crossing, _ in alarms],
         "levels": [raised.level.value for _, raised in alarms],
+        "ns": [raised.n for _, raised in alarms],
         "arms": [raised.arm for _, raised in alarms],
         "level_minors": [raised.level_minor for _, raised in alarms],
         "balance_minors": [crossing.standing.balance_minor for crossing, _ in alarms],
@@ -287,7 +309,7 @@ async def _add_alarms(conn: AsyncConnection, alarms: Sequence[tuple[Crossing, Ra
     await conn.execute(sql("add_alarms"), parameters)
 
 
-async def _add_orders(conn: AsyncConnection, orders: _Orders) -> AsyncCursor | None:
+async def _add_orders(conn: AsyncConnection, orders: _Orders, cause: str) -> AsyncCursor | None:
     """Send the statements; the cursor has meters and ids of their supply orders when the pipeline has ended."""
     made, kinds = orders.crossings, orders.kinds
     if not made:
@@ -301,6 +323,11 @@ async def _add_orders(conn: AsyncConnection, orders: _Orders) -> AsyncCursor | N
             each.decision.levels.desired.value if kind == _SUPPLY else None
             for each, kind in zip(made, kinds, strict=True)
         ],
+        "limits_w": [
+            each.standing.scheme.limit_w if kind == _SUPPLY and each.decision.levels.desired is Supply.LIMITED else None
+            for each, kind in zip(made, kinds, strict=True)
+        ],
+        "cause": cause,
         "balance_minors": [each.standing.balance_minor for each in made],
         "threshold_minors": [each.decision.levels.threshold_minor for each in made],
         "states": [
@@ -319,20 +346,22 @@ async def _add_orders(conn: AsyncConnection, orders: _Orders) -> AsyncCursor | N
     return await conn.execute(sql("add_orders"), parameters)
 
 
-async def _add_notices(
-    conn: AsyncConnection, crossings: Sequence[Crossing], prepayments: Mapping[int, Prepayment]
-) -> None:
-    notices: list[tuple[int, NoticeKind, str]] = []
+def _notices(
+    crossings: Sequence[Crossing], prepayments: Mapping[int, Prepayment], now_ms: int
+) -> list[tuple[int, Facts]]:
+    """Return what consumers are told, by account."""
+    notices: list[tuple[int, Facts]] = []
     for each in crossings:
-        account_id, balance_minor = each.standing.account_id, each.standing.balance_minor
-        low = each.raised(LevelName.LOW)
-        if low:
-            notices.append((account_id, NoticeKind.LOW, low_notice(each.number, balance_minor, low.level_minor)))
-        if each.tells_of_cut_off:
-            text = cut_off_text(each.number, each.decision.levels, balance_minor, prepayments[account_id])
-            notices.append((account_id, NoticeKind.EXHAUSTED, text))
-        if each.decision.supply is Supply.ON:
-            notices.append((account_id, NoticeKind.RESTORED, restored_notice(each.number, balance_minor)))
-    if notices:
-        ids, kinds, bodies = (list(column) for column in zip(*notices, strict=True))
-        await conn.execute(sql("add_notices"), {"ids": ids, "kinds": [kind.value for kind in kinds], "bodies": bodies})
+        account_id, decision, balance_minor = each.standing.account_id, each.decision, each.standing.balance_minor
+        restores_minor = 0
+        if threatens(decision):
+            restores_minor = recharge_to_restore(decision.levels, balance_minor, prepayments[account_id])
+        told = notices_of(
+            decision,
+            balance_minor,
+            restores_minor=restores_minor,
+            now_ms=now_ms,
+            limit_w=each.standing.scheme.limit_w or 0,
+        )
+        notices += [(account_id, facts) for facts in told]
+    return notices

@@ -6,18 +6,25 @@ supersedes the meter's open one of that kind; epochs rise per meter.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
-from billing.notices import NoticeKind, exhausted_notice, low_notice
+from billing.notices import Cut, Exhausted, Facts, Limited, Low, Restored
 from billing.prepayment import recharge_to_keep
-from billing.supply import LevelName, Levels, Raised, Supply, restores_with_minor
+from billing.supply import Decision, LevelName, Levels, Raised, Supply, restores_with_minor
 from db.accounts import AccountView, OpenOrder
 from db.named import sql
-from db.prepayment import Prepayment, prepayment_of
+from db.prepayment import Prepayment
+
+
+def wall_ms() -> int:
+    """Return the instant, UTC milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,22 +32,24 @@ class PostingRules:
     """What every post needs to know besides the account.
 
     Invariants: `stale_ms` None never holds a cut-off; else one is held while the latest reading is older than that
-    against `now_ms`.
+    against `now_ms`. `clock` tells the instant, UTC milliseconds, by which supply is decided; money never reads it.
     """
 
     calendar: LocalCalendar
     stale_ms: int | None = None
+    clock: Callable[[], int] = wall_ms
 
 
 async def raise_alarm(
     conn: AsyncConnection, view: AccountView, raised: Raised, levels: Levels, balance_minor: int
 ) -> None:
-    """Write an alarm, its notice, and for a low balance the command that sounds it at the meter."""
+    """Write an alarm, and for a low balance the command that sounds it at the meter."""
     await conn.execute(
         sql("add_alarm"),
         {
             "account_id": view.id,
             "level": raised.level.value,
+            "n": raised.n,
             "arm": raised.arm,
             "level_minor": raised.level_minor,
             "balance_minor": balance_minor,
@@ -48,20 +57,47 @@ async def raise_alarm(
     )
     if raised.level is LevelName.LOW:
         await _order(conn, view, kind="alarm", level="low", levels=levels, balance_minor=balance_minor, cause="alarm")
-        text = low_notice(view.number, balance_minor, raised.level_minor)
-        await add_notice(conn, view.id, NoticeKind.LOW, text)
-    elif levels.desired is Supply.OFF:
-        prepayment = await prepayment_of(conn, view.id, view.checkpoint.through)
-        await add_notice(
-            conn, view.id, NoticeKind.EXHAUSTED, cut_off_text(view.number, levels, balance_minor, prepayment)
-        )
 
 
-def cut_off_text(number: str, levels: Levels, balance_minor: int, prepayment: Prepayment) -> str:
-    """Return the notice of exhausted credit; of the recharge it asks for, earlier arrears take their share first."""
+def notices_of(
+    decision: Decision, balance_minor: int, *, restores_minor: int, now_ms: int, limit_w: int
+) -> list[Facts]:
+    """Return what a consumer is told of a decision.
+
+    Units: `restores_minor` is the least recharge that restores, `limit_w` what a limited supply carries. Credit that
+    runs out and supply that is cut with it are one notice; one whose supply nothing threatens is not told of either.
+    """
+    told: list[Facts] = []
+    low = [raised for raised in decision.raised if raised.level is LevelName.LOW]
+    if low:
+        # Several at once, after a large use: one warning, of the least that was asked for.
+        told.append(Low(balance_minor=balance_minor, threshold_minor=min(raised.level_minor for raised in low)))
+    ran_out = any(raised.level is LevelName.EXHAUSTED for raised in decision.raised)
+    until_ms = decision.verdict.until_ms
+    if ran_out and (decision.supply is Supply.OFF or until_ms is not None):
+        told.append(Exhausted(balance_minor=balance_minor, restores_minor=restores_minor, protected_until_ms=until_ms))
+    match decision.supply:
+        case Supply.OFF if not ran_out:
+            told.append(Cut(balance_minor=balance_minor, restores_minor=restores_minor, cut_at_ms=now_ms))
+        case Supply.LIMITED:
+            told.append(Limited(balance_minor=balance_minor, restores_minor=restores_minor, limit_w=limit_w))
+        case Supply.ON:
+            told.append(Restored(balance_minor=balance_minor))
+        case _:
+            pass
+    return told
+
+
+def threatens(decision: Decision) -> bool:
+    """Tell whether the notices of a decision name what restores supply."""
+    ran_out = any(raised.level is LevelName.EXHAUSTED for raised in decision.raised)
+    return ran_out or decision.supply in (Supply.OFF, Supply.LIMITED)
+
+
+def recharge_to_restore(levels: Levels, balance_minor: int, prepayment: Prepayment) -> int:
+    """Return the least recharge that restores supply, minor units: earlier arrears take their share of it first."""
     needed_minor = restores_with_minor(levels, balance_minor)
-    restores_minor = recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
-    return exhausted_notice(number, balance_minor, restores_minor)
+    return recharge_to_keep(needed_minor, prepayment.arrears_minor, prepayment.rules)
 
 
 class SupplyStep(Enum):
@@ -89,7 +125,7 @@ def supply_step(
     stale = rules.stale_ms is not None and now_ms - read_ms > rules.stale_ms
     told = open_order.relay if open_order else relay or Supply.ON
     if levels.desired is not told:
-        return SupplyStep.ORDER_HELD if stale and levels.desired is Supply.OFF else SupplyStep.ORDER
+        return SupplyStep.ORDER_HELD if stale and levels.desired is not Supply.ON else SupplyStep.ORDER
     return SupplyStep.RELEASE if open_order and open_order.held and not stale else SupplyStep.NOTHING
 
 
@@ -135,11 +171,6 @@ async def order_threshold(
     await _order(conn, view, kind="threshold", levels=levels, balance_minor=balance_minor, cause=cause)
 
 
-async def add_notice(conn: AsyncConnection, account_id: int, kind: NoticeKind, body: str) -> None:
-    """Write a notice to the consumer's list."""
-    await conn.execute(sql("add_notice"), {"account_id": account_id, "kind": kind.value, "body": body})
-
-
 async def _order(
     conn: AsyncConnection,
     view: AccountView,
@@ -162,6 +193,7 @@ async def _order(
         "level": level,
         "balance_minor": balance_minor,
         "threshold_minor": levels.threshold_minor,
+        "limit_w": view.scheme.limit_w if relay is Supply.LIMITED else None,
         "cause": cause,
         "state": "held" if held else "pending",
     }

@@ -17,15 +17,26 @@ from psycopg.types.json import Jsonb
 from billing.calendar import LocalCalendar, from_ms
 from billing.journals import Journal, JournalKind, day_journal, late_journal, money_journal
 from billing.late_usage import late_usage
-from billing.notices import NoticeKind, recharged_notice, restored_notice
+from billing.notices import Facts, Recharged
 from billing.running import Checkpoint, PeriodPosted, Point, close_days, running_balance
 from billing.supply import Decision, LevelName, Levels, Supply, decide
 from billing.terms import BillPart, Terms
 from billing.zones import zone_clock
 from db.accounts import AccountView, day_demands, look, points_around, posted_periods
 from db.errors import UnknownAccount
+from db.further_levels import levels_after_recharge, save_further_levels
 from db.named import sql
-from db.orders import PostingRules, add_notice, align_supply, order_threshold, raise_alarm
+from db.notices import write_notices
+from db.orders import (
+    PostingRules,
+    align_supply,
+    notices_of,
+    order_threshold,
+    raise_alarm,
+    recharge_to_restore,
+    threatens,
+)
+from db.prepayment import prepayment_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +99,13 @@ async def post_money(
 ) -> Posted:
     """Book a money event: a vend, reversal, opening credit, adjustment and so on. Minor units, signed."""
     journal = money_journal(kind, amount_minor, reason, about_id=about_id, correction_id=correction_id)
-    before = view.checkpoint
+    before, levels = view.checkpoint, view.levels
+    if kind is JournalKind.VEND:
+        levels = await levels_after_recharge(conn, view.id, levels, amount_minor)
     change = Change(
         journals=(journal,),
         checkpoint=replace(before, posted_minor=before.posted_minor + journal.prepaid_minor),
-        levels=view.levels,
+        levels=levels,
         cause=kind.value,
         may_rearm=True,
         recharge_minor=amount_minor if kind is JournalKind.VEND else 0,
@@ -161,7 +174,7 @@ async def post_readings(
     if may_move_closed_edges(view, late_since_ms, rules.calendar):
         change = await _late_change(conn, view, change, late_since_ms, rules.calendar)
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
-    decision = decide(view.levels, balance_minor, may_rearm=change.may_rearm)
+    decision = _decide(view, view.levels, balance_minor, change, rules, now_ms)
     unchanged = (change.checkpoint, decision.levels) == (view.checkpoint, view.levels)
     if unchanged and not change.journals:
         await align_supply(conn, view, view.levels, balance_minor, cause="reading", rules=rules, now_ms=now_ms)
@@ -174,10 +187,11 @@ async def write_change(
 ) -> Posted:
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed. Under the account's lock."""
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
-    decision = decide(change.levels, balance_minor, may_rearm=change.may_rearm)
+    decision = _decide(view, change.levels, balance_minor, change, rules, now_ms)
     journal_ids = await _add_journals(conn, view.id, change.journals)
     await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
     await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
+    await save_further_levels(conn, {view.id: (view.levels, decision.levels)})
     for raised in decision.raised:
         await raise_alarm(conn, view, raised, decision.levels, balance_minor)
     await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
@@ -185,12 +199,49 @@ async def write_change(
     low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
     if (change.threshold_changed or rearmed) and not low_raised:
         await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
-    if change.recharge_minor:
-        text = recharged_notice(view.number, change.recharge_minor, balance_minor)
-        await add_notice(conn, view.id, NoticeKind.RECHARGED, text)
-    if decision.supply is Supply.ON:
-        await add_notice(conn, view.id, NoticeKind.RESTORED, restored_notice(view.number, balance_minor))
+    notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
+    if notices:
+        await write_notices(conn, [(view.id, facts) for facts in notices])
     return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
+
+
+def _decide(
+    view: AccountView, levels: Levels, balance_minor: int, change: Change, rules: PostingRules, now_ms: int
+) -> Decision:
+    return decide(
+        levels,
+        balance_minor,
+        may_rearm=change.may_rearm,
+        scheme=view.scheme,
+        now_ms=now_ms,
+        calendar=rules.calendar,
+    )
+
+
+async def _notices(
+    conn: AsyncConnection, view: AccountView, change: Change, decision: Decision, balance_minor: int, now_ms: int
+) -> list[Facts]:
+    """Return what the consumer is told of a change."""
+    restores_minor = 0
+    if threatens(decision) or (change.recharge_minor and decision.levels.desired is not Supply.ON):
+        prepayment = await prepayment_of(conn, view.id, change.checkpoint.through)
+        restores_minor = recharge_to_restore(decision.levels, balance_minor, prepayment)
+    told: list[Facts] = []
+    if change.recharge_minor:
+        told.append(
+            Recharged(
+                amount_minor=change.recharge_minor,
+                balance_minor=balance_minor,
+                restores_minor=restores_minor or None,
+            )
+        )
+    return told + notices_of(
+        decision,
+        balance_minor,
+        restores_minor=restores_minor,
+        now_ms=now_ms,
+        limit_w=view.scheme.limit_w or 0,
+    )
 
 
 def silent_over_part_end(view: AccountView, calendar: LocalCalendar) -> bool:
@@ -315,6 +366,7 @@ def _account_parameters(account_id: int, change: Change, levels: Levels) -> dict
         "low_raised": levels.low_raised,
         "exhausted_arm": levels.exhausted_arm,
         "exhausted_raised": levels.exhausted_raised,
+        "exhausted_at": None if levels.exhausted_at_ms is None else from_ms(levels.exhausted_at_ms),
         "desired": levels.desired.value,
         "threshold_minor": levels.threshold_minor,
     }

@@ -14,6 +14,8 @@ from psycopg.errors import ForeignKeyViolation
 
 from billing.calendar import to_ms
 from billing.journals import JournalKind
+from billing.notices import Channel, Language
+from billing.notices.addresses import stored_phone
 from billing.supply import Mode
 from db.errors import DatabaseError
 from db.named import sql
@@ -197,9 +199,11 @@ async def _free_meter(conn: AsyncConnection, account: NewAccount) -> tuple[int, 
 
 async def _add_consumer(conn: AsyncConnection, account: NewAccount) -> int:
     consumer_id = await _insert(conn, "add_consumer", name=account.consumer, language=account.language)
-    for kind, address in (("phone", account.phone), ("email", account.email)):
+    language = Language.of(account.language)
+    phone = account.phone and stored_phone(account.phone)
+    for channel, address in ((Channel.SMS, phone), (Channel.EMAIL, account.email)):
         if address:
-            contact = {"consumer_id": consumer_id, "kind": kind, "address": address}
+            contact = {"consumer_id": consumer_id, "channel": channel, "address": address, "language": language}
             await conn.execute(sql("add_contact"), contact)
     return consumer_id
 

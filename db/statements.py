@@ -76,11 +76,11 @@ async def read_statement(
     Raises: UnknownAccount, BadPeriod, PeriodTooLong.
     """
     begin, end = statement_days(first, last, today=today)
-    async with _snapshot(conn):
+    async with snapshot(conn):
         view = await _view(conn, account_id, calendar, step="day")
         money_day = max(calendar.day_of(view.points[-1].at_ms), view.checkpoint.through)
         booked = await _entries(conn, view, calendar, first=begin, last=end)
-        days = list(_open_days(view, money_day, calendar))
+        days = list(open_days(view, money_day, calendar))
         if end is None:
             end = max(begin, today, money_day, *(entry.day for entry in booked))
             require_days(begin, end)
@@ -114,7 +114,7 @@ async def read_balance_at(
     Raises: UnknownAccount.
     """
     at_ms = to_ms(at)
-    async with _snapshot(conn):
+    async with snapshot(conn):
         view = await _view(conn, account_id, calendar)
         cursor = await conn.execute(sql("money_booked_until"), {"account_id": account_id, "at": at})
         row = await cursor.fetchone()
@@ -138,7 +138,8 @@ async def read_balance_at(
 
 
 @asynccontextmanager
-async def _snapshot(conn: AsyncConnection) -> AsyncIterator[None]:
+async def snapshot(conn: AsyncConnection) -> AsyncIterator[None]:
+    """Read everything of one answer from one snapshot; nothing can be written meanwhile."""
     async with conn.transaction():
         await conn.execute(sql("statement_snapshot"))
         yield
@@ -209,7 +210,7 @@ def _entry_from_row(row: dict[str, Any], calendar: LocalCalendar) -> Entry:
     )
 
 
-def _open_days(view: AccountView, money_day: date, calendar: LocalCalendar) -> Iterator[Entry]:
+def open_days(view: AccountView, money_day: date, calendar: LocalCalendar) -> Iterator[Entry]:
     """Yield the days that are not closed up to that of money time, as closing them now would book them."""
     closed = close_days(view.checkpoint, view.terms, view.points, until=money_day, calendar=calendar)
     for usage, _ in closed:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from billing.calendar import LocalCalendar
 from billing.rate_table import RateTable
 from billing.running import Point
-from billing.supply import Supply, desired_supply
+from billing.supply import Supply
 from billing.tariff import ENERGY_WH_MAX, LOAD_W_MAX, TariffError
 from headend.state import AccountState, MeterState
 
@@ -75,8 +75,9 @@ class Known:
     CUT_AT,
     FLAGS,
 ) = range(15)
-# Flags of a meter: the alarm of exhausted credit has rung; supply is to be off; only the plan one by one may take it.
-EXHAUSTED_RAISED, OFF, PLAIN = 1, 2, 4
+# Flags of a meter: the alarm of exhausted credit has rung; supply is to be off or limited; credit is exhausted and
+# supply still on; only the plan one by one may take it.
+EXHAUSTED_RAISED, OFF, WAITS, PLAIN = 1, 2, 4, 8
 
 
 class ChargeTable(Mapping[str, MeterState]):
@@ -169,8 +170,7 @@ class ChargeTable(Mapping[str, MeterState]):
         account, walk = state.account, state.account.walk
         levels = account.levels
         rate_row = None if account.silent or account.held else self._rate_row(state)
-        low_minor = levels.threshold_minor
-        may_cut = desired_supply(levels, NO_LEVEL) is Supply.OFF
+        low_minor = levels.warn_at_minor
         return (
             state.shard,
             state.mark_ms,
@@ -185,10 +185,11 @@ class ChargeTable(Mapping[str, MeterState]):
             0 if rate_row is None else walk.demand_w,
             rate_row or 0,
             account.checkpoint.posted_minor - walk.done_minor,
-            NO_LEVEL if low_minor is None or levels.low_raised else low_minor,
-            levels.cut_at_minor if may_cut else NO_LEVEL,
+            NO_LEVEL if low_minor is None else low_minor,
+            levels.cut_at_minor if levels.can_exhaust else NO_LEVEL,
             levels.exhausted_raised * EXHAUSTED_RAISED
-            + (levels.desired is Supply.OFF) * OFF
+            + (levels.desired is not Supply.ON) * OFF
+            + account.waits * WAITS
             + (rate_row is None) * PLAIN,
         )
 

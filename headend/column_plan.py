@@ -33,6 +33,7 @@ from headend.charge_table import (
     SETTLED_MINOR,
     SHARD,
     THROUGH,
+    WAITS,
     ZERO_WH,
     Bool,
     ChargeTable,
@@ -144,7 +145,8 @@ def _crossed(
     looks = (
         (balance_minor <= known.column(LOW_AT))
         | (exhausted & ~known.flagged(EXHAUSTED_RAISED))
-        | (exhausted != known.flagged(OFF))
+        | (exhausted & ~known.flagged(OFF | WAITS))
+        | (~exhausted & known.flagged(OFF | WAITS))
     )
     found = np.flatnonzero(looks)
     listed = zip(places[found].tolist(), at_ms[found].tolist(), balance_minor[found].tolist(), strict=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from billing.calendar import LocalCalendar
 from billing.running import Checkpoint, Walk, owed_minor
 from billing.supply import Levels, Supply, crosses
+from billing.supply_policy import Scheme
 from billing.terms import Terms
 
 
@@ -27,7 +28,8 @@ class AccountState:
     """The account a meter's readings are charged to.
 
     Invariants: `walk` has followed the curve to the meter's mark; `told` is the supply the meter has or was ordered
-    to have; `silent` says that a closed period end waits for the next reading.
+    to have; `silent` says that a closed period end waits for the next reading; `waits` that credit is exhausted and
+    supply still on, which the next reading does not change (billing.supply.crosses).
     """
 
     id: int
@@ -39,6 +41,8 @@ class AccountState:
     silent: bool
     told: Supply | None
     held: bool
+    scheme: Scheme
+    waits: bool
 
     def balance_minor(self, calendar: LocalCalendar) -> int:
         """Return the running balance at money time."""
@@ -47,7 +51,7 @@ class AccountState:
 
     def needs_look(self, calendar: LocalCalendar) -> bool:
         """Tell whether the account has to be locked and looked at: a candidate, decided only under the lock."""
-        return self.held or crosses(self.levels, self.balance_minor(calendar))
+        return self.held or crosses(self.levels, self.balance_minor(calendar), waits=self.waits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from headend.batch_plan import take_columns
 from headend.charge_table import MARK_MS, MARK_WH
 from headend.column_plan import balances_minor
 from headend.edges.cache import StateCache
-from headend.edges.commit import Batch, encode_plan, settle_account, write_batch
+from headend.edges.commit import Batch, encode_plan, reconsider, settle_account, write_batch
 from headend.pipeline import Plan
 from loadtests.known_accounts import known_accounts
 from loadtests.population import OPENED_ON, TARIFF, arrivals, homes, readings_at, serial_of, shards_of
@@ -107,7 +107,7 @@ class ChargeWriter:
         self._rules = PostingRules(calendar=settings.calendar)
         self._leases: dict[int, Lease] = {}
         self._cache = StateCache(settings.calendar)
-        self._ahead: Batch | None = None
+        self._ahead: list[Batch] = []
         # By meter id; -1 is not known.
         self._place_of = np.full(settings.accounts + 1, -1, dtype=np.intp)
 
@@ -155,7 +155,7 @@ class ChargeWriter:
         locked."""
         candidates = 0
         for number, columns in enumerate(arriving):
-            batch, self._ahead = self._ahead or self._planned(columns), None
+            batch = self._ahead.pop() if self._ahead else self._planned(columns)
             following = arriving[number + 1] if number + 1 < len(arriving) else None
             await write_batch(
                 self._conn,
@@ -165,8 +165,10 @@ class ChargeWriter:
                 rules=self._rules,
                 meanwhile=partial(self._plan_ahead, batch, following),
             )
-            if self._ahead is None:
+            if not self._ahead:
                 self._cache.adopt(batch.made)
+            for ahead in self._ahead:
+                reconsider(ahead, batch.amended)
             self._cache.amend(batch.amended)
             candidates += len(batch.made.candidates)
         return candidates
@@ -175,7 +177,7 @@ class ChargeWriter:
         """Plan what follows as if a batch were committed: an error would end the benchmark."""
         if following is not None:
             self._cache.adopt(batch.made)
-            self._ahead = self._planned(following)
+            self._ahead.append(self._planned(following))
 
     def _planned(self, columns: ReadingColumns) -> Batch:
         """Plan and encode a batch as `headend.batch_plan.plan_batch` does with the readings of its messages."""

@@ -13,6 +13,7 @@ from functools import cache
 from billing.calendar import LocalCalendar
 from billing.running import Point, begin, opening
 from billing.supply import Levels, Mode, Supply
+from billing.supply_rule_document import builtin_supply_rules
 from billing.tariff_document import builtin_tariff
 from billing.terms import Terms, one_assignment
 from headend.state import AccountState, MeterState, RegisterSegment
@@ -30,6 +31,7 @@ def known_accounts(
     def terms_of(load_w: int) -> Terms:
         return one_assignment(builtin_tariff(tariff_id), load_w=load_w, opened_on=opened_on)
 
+    scheme = builtin_supply_rules().of("DS")
     made = homes(numbers)
     columns = (made.number, made.shard, made.load_w, made.credit_minor, made.threshold_minor, made.register_wh)
     for number, shard, load_w, credit_minor, threshold_minor, register_wh in zip(
@@ -59,6 +61,8 @@ def known_accounts(
                 silent=False,
                 told=None,
                 held=False,
+                scheme=scheme,
+                waits=False,
             ),
         )
 

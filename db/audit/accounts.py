@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from psycopg import AsyncConnection
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, to_ms
 from billing.rating import Lines, difference, total
 from billing.running import Point, charged_lines, open_bills
-from billing.supply import Supply, desired_supply
+from billing.supply import Supply, decide, is_exhausted
 from billing.terms import ONE_DAY
 from db.audit.cases import Case, Facts, read_cases
 from db.audit.meters import KnownCurve, check_curves, check_orders
@@ -29,6 +29,8 @@ from db.posting import silent_over_part_end
 
 # Ingest settles in milliseconds what the change feed names; a busy account waits for one lock time-out of 5 s more.
 SETTLE_S = 6
+# An hour that opens, or days of grace that end, are acted on within a minute.
+EDGE_SLACK_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ def _check_account(audit: Audit, case: Case, known: KnownCurve, waiting: bool) -
         return
     edge_wh = _check_closed_parts(book, case, case.curve(known.around), calendar)
     _check_open_part(book, case, edge_wh)
-    _check_levels(book, case, case.view.balance_minor(calendar))
+    _check_levels(book, case, case.view.balance_minor(calendar), to_ms(audit.clock), calendar)
 
 
 def _fail(book: Book, check_id: str, case: Case, text: str, journal_id: int | None = None) -> None:
@@ -234,21 +236,30 @@ def _check_open_part(book: Book, case: Case, edge_wh: int | None) -> None:
         _fail(book, "I5", case, f": zones {checkpoint.closed_zones} do not sum to the energy of the part")
 
 
-def _check_levels(book: Book, case: Case, balance_minor: int) -> None:
+def _check_levels(book: Book, case: Case, balance_minor: int, now_ms: int, calendar: LocalCalendar) -> None:
     """Compare desired supply and raised levels with what the balance asks for now."""
     view, levels = case.view, case.view.levels
     book.count("I8")
-    wanted = desired_supply(levels, balance_minor)
+    # An hour that opens or a grace that ends is acted on within a minute.
+    wanted = {
+        decide(levels, balance_minor, may_rearm=False, scheme=view.scheme, now_ms=at_ms, calendar=calendar).verdict
+        for at_ms in (now_ms, now_ms - EDGE_SLACK_MS)
+    }
     told = _told(case)
-    if levels.desired is not wanted:
-        _fail(book, "I8", case, f": desired {levels.desired}, balance {balance_minor} minor asks for {wanted}")
+    if levels.desired not in {verdict.supply for verdict in wanted}:
+        asked = " or ".join(sorted(f"{verdict.supply} ({verdict.reason})" for verdict in wanted))
+        _fail(book, "I8", case, f": desired {levels.desired}, balance {balance_minor} minor asks for {asked}")
     elif told is not levels.desired:
         way = f"was ordered {told}" if view.open_order else f"has {told} and no open order"
         _fail(book, "I8", case, f": desired {levels.desired}, meter {view.meter.serial} {way}")
     low_minor = levels.threshold_minor
     if low_minor is not None and balance_minor <= low_minor and not levels.low_raised:
         _fail(book, "I9", case, f": balance {balance_minor} minor, threshold {low_minor}, low was not raised")
-    if wanted is Supply.OFF and not levels.exhausted_raised:
+    for each in levels.thresholds:
+        if balance_minor <= each.level_minor and not each.raised:
+            at = f"threshold {each.n} at {each.level_minor}"
+            _fail(book, "I9", case, f": balance {balance_minor} minor, {at}, low was not raised")
+    if is_exhausted(levels, balance_minor) and not levels.exhausted_raised:
         _fail(book, "I9", case, f": balance {balance_minor} minor, exhausted was not raised")
 
 

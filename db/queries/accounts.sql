@@ -9,6 +9,7 @@ select min(anchor_at) from accounts where id = any(%(ids)s)
 
 -- look: accounts, their terms and meter, and the points of the energy curve that money needs, all of one snapshot
 select a.id, a.number, a.shard, a.mode, a.opened_on, a.emergency_credit_minor, a.threshold_minor, a.absent_until,
+       a.exempt_reason is not null as exempt, a.exhausted_at, h.hold, h.today, h.supply_rules, k.thresholds, m.can_limit,
        a.posted_minor, a.charged_minor, a.through, a.before_wh, a.part_start_wh, a.closed_wh, a.closed_zones, a.demand_w,
        a.anchor_at, a.anchor_wh, a.anchor_zones,
        a.low_arm, a.low_raised, a.exhausted_arm, a.exhausted_raised, a.desired, a.version,
@@ -37,6 +38,18 @@ cross join lateral (
                (extract(epoch from r.from_at) * 1000)::bigint, r.register_wh, r.start_wh) order by r.from_at) as segments
     from register_segments r where r.meter_id = m.id
 ) g
+cross join lateral (
+    select exists (select from supply_holds s
+                   where s.account_id = a.id and s.approved_at is not null and s.released_at is null
+                     and (s.until_at is null or s.until_at > clock_timestamp())) as hold,
+           t.today,
+           (select r.sha256 from supply_rules r where r.from_day <= t.today order by r.from_day desc limit 1) as supply_rules
+    from (select (clock_timestamp() at time zone %(zone)s)::date as today) t
+) h
+left join lateral (
+    select jsonb_agg(jsonb_build_array(w.n, w.level_minor, w.arm, w.raised) order by w.n) as thresholds
+    from alarm_thresholds w where w.account_id = a.id and w.level_minor is not null
+) k on true
 left join lateral (
     select r.read_at, r.import_wh from effective_readings r
     where r.meter_id = m.id and r.read_at >= %(since)s and r.read_at >= a.anchor_at order by r.read_at desc limit 1
@@ -123,8 +136,8 @@ update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_m
     closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
     anchor_zones = %(anchor_zones)s,
     low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
-    exhausted_raised = %(exhausted_raised)s, desired = %(desired)s, threshold_minor = %(threshold_minor)s,
-    version = version + 1
+    exhausted_raised = %(exhausted_raised)s, exhausted_at = %(exhausted_at)s, desired = %(desired)s,
+    threshold_minor = %(threshold_minor)s, version = version + 1
 where id = %(id)s
 
 -- feed_account: tell the shard's owner that an account changed
@@ -148,9 +161,9 @@ insert into legs (journal_id, n, ledger, line, amount_minor)
 select * from unnest(%(journal_ids)s::bigint[], %(ns)s::smallint[], %(ledgers)s::text[], %(lines)s::text[],
                      %(amounts)s::bigint[])
 
--- add_alarm: raise an alarm, once for its account, level and arm
-insert into alarms (account_id, level, arm, level_minor, balance_minor)
-values (%(account_id)s, %(level)s, %(arm)s, %(level_minor)s, %(balance_minor)s)
+-- add_alarm: raise an alarm, once for its account, level, threshold and arm
+insert into alarms (account_id, level, n, arm, level_minor, balance_minor)
+values (%(account_id)s, %(level)s, %(n)s, %(arm)s, %(level_minor)s, %(balance_minor)s)
 
 -- supersede_orders: a newer order of the same kind replaces the open one
 update supply_orders set state = 'superseded'
@@ -160,9 +173,9 @@ where meter_id = %(meter_id)s and kind = %(kind)s and state in ('pending', 'held
 with epoch as (
     update meter_state set order_epoch = order_epoch + 1 where meter_id = %(meter_id)s returning order_epoch
 )
-insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, level, balance_minor, threshold_minor,
-                           cause, state)
-select %(meter_id)s, %(account_id)s, %(shard)s, %(kind)s, epoch.order_epoch, %(relay)s, %(level)s,
+insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, limit_w, level, balance_minor,
+                           threshold_minor, cause, state)
+select %(meter_id)s, %(account_id)s, %(shard)s, %(kind)s, epoch.order_epoch, %(relay)s, %(limit_w)s, %(level)s,
        %(balance_minor)s, %(threshold_minor)s, %(cause)s, %(state)s
 from epoch
 returning id
@@ -172,9 +185,6 @@ update supply_orders set state = 'pending', next_try_at = '-infinity' where id =
 
 -- wake_dispatch: tell dispatchers at commit that there are orders
 select pg_notify('orders', %(shard)s::text)
-
--- add_notice: write a notice in the same transaction as its cause
-insert into notices (account_id, kind, channel, body) values (%(account_id)s, %(kind)s, 'app', %(body)s)
 
 -- ask_recheck: an account that is locked by somebody else is to be looked at later
 insert into rechecks (account_id, shard, late_since)

@@ -36,7 +36,7 @@ left join lateral (
     from installations i where i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null limit 1
 ) i on true
 cross join lateral (
-    select coalesce(array_agg(l.arm order by l.arm) filter (where l.level = 'low'), '{}') as low_arms,
+    select coalesce(array_agg(l.arm order by l.arm) filter (where l.level = 'low' and l.n = 0), '{}') as low_arms,
            coalesce(array_agg(l.arm order by l.arm) filter (where l.level = 'exhausted'), '{}') as exhausted_arms
     from alarms l where l.account_id = a.id
 ) l

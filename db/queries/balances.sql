@@ -69,7 +69,8 @@ select a.id, a.number,
         order by x.from_day desc limit 1) as category,
        a.desired, s.relay,
        coalesce((select true from contacts c
-                 where c.consumer_id = a.consumer_id and c.kind = 'phone' and c.verified_at is not null limit 1), false)
+                 where c.consumer_id = a.consumer_id and c.channel = 'sms' and c.verified_at is not null
+                   and c.removed_at is null limit 1), false)
            as phone_verified,
        (select floor(extract(epoch from e.raised_at) * 1000)::bigint from alarms e
         where e.account_id = a.id and e.level = 'exhausted' and e.arm = a.exhausted_arm and a.exhausted_raised)

@@ -7,18 +7,19 @@ where meter_id = any(%(meter_ids)s) and state in ('pending', 'held', 'sent')
 
 -- save_levels: what readings have changed of accounts, raised levels and desired supply, told to their shards' owners
 with saved as (
-    update accounts a set low_raised = k.low_raised, exhausted_raised = k.exhausted_raised, desired = k.desired,
-        version = a.version + 1
+    update accounts a set low_raised = k.low_raised, exhausted_raised = k.exhausted_raised,
+        exhausted_at = k.exhausted_at, desired = k.desired, version = a.version + 1
     from unnest(%(ids)s::bigint[], %(shards)s::smallint[], %(low_raised)s::boolean[], %(exhausted_raised)s::boolean[],
-                %(desired)s::text[]) as k(id, shard, low_raised, exhausted_raised, desired)
+                %(exhausted_ats)s::timestamptz[], %(desired)s::text[])
+         as k(id, shard, low_raised, exhausted_raised, exhausted_at, desired)
     where a.id = k.id
     returning k.shard, a.id, a.version
 )
 insert into change_feed (shard, account_id, version) select * from saved
 
--- add_alarms: raise alarms, each once for its account, level and arm
-insert into alarms (account_id, level, arm, level_minor, balance_minor)
-select * from unnest(%(ids)s::bigint[], %(levels)s::text[], %(arms)s::integer[], %(level_minors)s::bigint[],
+-- add_alarms: raise alarms, each once for its account, level, threshold and arm
+insert into alarms (account_id, level, n, arm, level_minor, balance_minor)
+select * from unnest(%(ids)s::bigint[], %(levels)s::text[], %(ns)s::smallint[], %(arms)s::integer[], %(level_minors)s::bigint[],
                      %(balance_minors)s::bigint[])
 
 -- supersede_many: newer orders of a kind replace meters' open ones
@@ -30,8 +31,9 @@ where o.meter_id = k.meter_id and o.kind = k.kind and o.state in ('pending', 'he
 with wanted as (
     select k.*, row_number() over (partition by k.meter_id order by k.n) as place
     from unnest(%(meter_ids)s::integer[], %(kinds)s::text[], %(ids)s::bigint[], %(shards)s::smallint[],
-                %(relays)s::text[], %(balance_minors)s::bigint[], %(threshold_minors)s::bigint[], %(states)s::text[])
-         with ordinality as k(meter_id, kind, account_id, shard, relay, balance_minor, threshold_minor, state, n)
+                %(relays)s::text[], %(limits_w)s::integer[], %(balance_minors)s::bigint[], %(threshold_minors)s::bigint[], %(states)s::text[])
+         with ordinality as k(meter_id, kind, account_id, shard, relay, limit_w, balance_minor,
+                           threshold_minor, state, n)
 ),
 epoch as (
     update meter_state m set order_epoch = m.order_epoch + w.number
@@ -40,11 +42,11 @@ epoch as (
     returning m.meter_id, m.order_epoch - w.number as before
 ),
 added as (
-    insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, level, balance_minor, threshold_minor,
-                               cause, state)
-    select w.meter_id, w.account_id, w.shard, w.kind, e.before + w.place, w.relay,
+    insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, limit_w, level, balance_minor,
+                               threshold_minor, cause, state)
+    select w.meter_id, w.account_id, w.shard, w.kind, e.before + w.place, w.relay, w.limit_w,
            case w.kind when 'alarm' then 'low' end, w.balance_minor, w.threshold_minor,
-           case w.kind when 'alarm' then 'alarm' else 'reading' end, w.state
+           case w.kind when 'alarm' then 'alarm' else %(cause)s end, w.state
     from wanted w join epoch e on e.meter_id = w.meter_id
     order by w.n
     returning meter_id, kind, id, shard
@@ -57,9 +59,3 @@ with released as (
     returning shard
 )
 select pg_notify('orders', shard::text) from released
-
--- add_notices: write notices in the same transaction as their causes
-insert into notices (account_id, kind, channel, body)
-select k.account_id, k.kind, 'app', k.body
-from unnest(%(ids)s::bigint[], %(kinds)s::text[], %(bodies)s::text[]) with ordinality as k(account_id, kind, body, n)
-order by k.n

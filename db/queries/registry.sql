@@ -21,7 +21,8 @@ select id from accounts where number = %(number)s
 insert into consumers (name, language) values (%(name)s, %(language)s) returning id
 
 -- add_contact: where a consumer is reached
-insert into contacts (consumer_id, kind, address) values (%(consumer_id)s, %(kind)s, %(address)s)
+insert into contacts (consumer_id, channel, address, language)
+values (%(consumer_id)s, %(channel)s, %(address)s, %(language)s)
 
 -- add_usage_point: where supply is taken
 insert into usage_points (code, area, feeder) values (%(code)s, %(area)s, %(feeder)s) returning id

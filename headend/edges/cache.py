@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
+from billing.supply import Supply, crosses, is_exhausted
 from db.accounts import AccountView, look
 from db.leases import Lease
 from db.named import sql
@@ -131,8 +132,9 @@ class StateCache:
         # The end of a bill part was closed as unread while the reading that tells about it was on its way.
         account = state.account
         edge_ms = self._calendar.midnight_ms(account.terms.part_at(account.checkpoint.through).first)
-        read_since = state.account.silent and state.mark_ms >= edge_ms
-        return read_since or state.account.needs_look(self._calendar)
+        read_since = account.silent and state.mark_ms >= edge_ms
+        # Somebody has changed the account: what it waited for may be over.
+        return read_since or account.held or crosses(account.levels, account.balance_minor(self._calendar), waits=False)
 
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:
@@ -173,5 +175,13 @@ def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
             silent=silent_over_part_end(view, calendar),
             told=view.open_order.relay if view.open_order else None,
             held=bool(view.open_order and view.open_order.held),
+            scheme=view.scheme,
+            waits=_waits(view, calendar),
         ),
     )
+
+
+def _waits(view: AccountView, calendar: LocalCalendar) -> bool:
+    levels = view.levels
+    decided = levels.exhausted_raised and levels.desired is Supply.ON
+    return decided and is_exhausted(levels, view.balance_minor(calendar))

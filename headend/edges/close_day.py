@@ -25,6 +25,7 @@ from db.orders import PostingRules
 from db.posting import lock, post_days
 from db.readings import ensure_partitions, partition_span
 from db.sweeps import DaySweep
+from db.thresholds import move_day_levels
 
 # A transaction of 2,000 accounts with an exact day each takes some 0.1 s, for which a vend on one of them would wait;
 # ingest waits for none. It takes every eighth account of its range: a page of the table is then rewritten an eighth at
@@ -118,13 +119,14 @@ class _Sweep:
 async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: PostingRules) -> None:
     """Do what falls due once a day's usage is posted; harmless twice.
 
-    Absences that are over give their deposits back, instalments of security are paid, and accounts get the emergency
-    credit that their category has from the next day on.
+    Absences that are over give their deposits back, instalments of security are paid, accounts get the emergency
+    credit that their category has from the next day on, and who is warned some days ahead is so by present use.
     """
     today = until + ONE_DAY
     await end_absences(conn, today, rules=rules, clock=_now_ms)
     await pay_instalments(conn, until, rules=rules, clock=_now_ms)
     await apply_category_credit(conn, today, rules=rules, clock=_now_ms)
+    await move_day_levels(conn, rules=rules)
 
 
 async def _close_exact_days(conn: AsyncConnection, sweep: DaySweep, found: Mapping[int, date], until: date) -> int:

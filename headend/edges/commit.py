@@ -7,13 +7,13 @@ refers to them; the batch never waits for an account, it leaves the busy ones to
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psycopg import AsyncConnection
 
 from billing.calendar import from_ms, to_ms
+from billing.supply import crosses
 from db.accounts import AccountView, look
 from db.batches import (
     BatchTransaction,
@@ -41,7 +41,7 @@ from db.crossings import (
 )
 from db.leases import Lease, Owner
 from db.named import sql
-from db.orders import PostingRules
+from db.orders import PostingRules, threatens
 from db.posting import lock_free, may_move_closed_edges, post_readings
 from db.prepayment import Prepayment, prepayments_of
 from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
@@ -75,6 +75,22 @@ def encode_plan(made: Plan) -> Batch:
     return Batch(made=made, encoded=encode_readings(concatenate(parts).sorted_by_meter()) if parts else None)
 
 
+def reconsider(batch: Batch, amended: Mapping[str, AccountState]) -> None:
+    """Let a batch that was planned ahead know the accounts that the one before it has amended, by serial.
+
+    Most have crossed with that one, and have nothing to be looked at for any more.
+    """
+    crossed = {} if batch.made.ordinary is None else batch.made.ordinary.crossed
+    for account in amended.values():
+        found = crossed.pop(account.id, None)
+        if found is None:
+            continue
+        if crosses(account.levels, found.balance_minor, waits=account.waits):
+            crossed[account.id] = replace(found, meter=replace(found.meter, account=account))
+        else:
+            batch.made.candidates.discard(account.id)
+
+
 async def write_batch(
     conn: AsyncConnection,
     batch: Batch,
@@ -91,7 +107,7 @@ async def write_batch(
     reading planned as new is stored already.
     """
     made = batch.made
-    standings = _standings(made)
+    standings, now_ms = _standings(made), rules.clock()
     # What becomes of late readings, and so who has to be looked at, is known only after a look at the database.
     early = sorted(made.candidates) if not made.late else []
     claim, claimed = None, NOTHING_CLAIMED
@@ -112,7 +128,7 @@ async def write_batch(
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
         await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in made.events])
-        crossings, prepayments, views = await _decide(conn, made, standings, claimed, rules)
+        crossings, prepayments, views = await _decide(conn, made, standings, claimed, rules, now_ms)
         for account_id in sorted(made.candidates - claimed.free):
             late_ms = made.late_since_ms.get(account_id)
             await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
@@ -120,7 +136,7 @@ async def write_batch(
         if made.late:
             await add_counts(conn, leases, made.counts)
         async with transaction.closing():
-            written = await send_crossings(conn, crossings, prepayments)
+            written = await send_crossings(conn, crossings, prepayments, cause="reading", now_ms=now_ms)
     await _remember(batch, written, views, rules)
 
 
@@ -138,7 +154,7 @@ async def settle_account(conn: AsyncConnection, account_id: int, *, rules: Posti
         late_since_ms = to_ms(asked[0]) if asked and asked[0] else None
         views = await look(conn, [account_id], rules.calendar)
         for view in views.values():
-            await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=_now_ms())
+            await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=rules.clock())
 
 
 async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
@@ -216,6 +232,7 @@ def _standings(made: Plan) -> dict[int, Standing]:
             shard=each.meter.shard,
             meter_id=each.meter.meter_id,
             levels=each.meter.account.levels,
+            scheme=each.meter.account.scheme,
             balance_minor=each.balance_minor,
             read_ms=each.at_ms,
             relay=each.meter.relay,
@@ -226,14 +243,18 @@ def _standings(made: Plan) -> dict[int, Standing]:
 
 
 async def _decide(
-    conn: AsyncConnection, made: Plan, standings: Mapping[int, Standing], claimed: Claimed, rules: PostingRules
+    conn: AsyncConnection,
+    made: Plan,
+    standings: Mapping[int, Standing],
+    claimed: Claimed,
+    rules: PostingRules,
+    now_ms: int,
 ) -> tuple[list[Crossing], dict[int, Prepayment], dict[int, AccountView]]:
     """Compare locked candidates with their levels; those that are not as they were known are looked at first.
 
     Of these, one whose readings move what is closed is posted on its own. Also returns what is needed to tell of a
     cut-off, and the accounts looked at.
     """
-    now_ms = _now_ms()
     crossings = [
         decide_known(standings[account_id], claimed, rules=rules, now_ms=now_ms) for account_id in claimed.numbers
     ]
@@ -248,7 +269,7 @@ async def _decide(
             await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
             continue
         crossings.append(decide_looked_at(view, rules=rules, now_ms=now_ms))
-    told = [each.standing.account_id for each in crossings if each.tells_of_cut_off]
+    told = [each.standing.account_id for each in crossings if threatens(each.decision)]
     return crossings, await prepayments_of(conn, dict.fromkeys(told)) if told else {}, views
 
 
@@ -270,6 +291,7 @@ async def _remember(batch: Batch, written: Written, views: Mapping[int, AccountV
             version=each.version,
             told=order.relay if order else None,
             held=bool(order and order.held),
+            waits=each.decision.waits,
         )
 
 
@@ -294,7 +316,3 @@ def _quarantine_rows(held: Sequence[Held]) -> list[QuarantineRow]:
         )
         kept.add(digest)
     return rows
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -24,11 +24,12 @@ from billing.calendar import LocalCalendar, from_ms
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
-from db.orders import PostingRules
+from db.orders import PostingRules, wall_ms
 from db.pool import APPLICATION_ROLE, connect
 from db.readings import ensure_partitions, partition_days
 from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
+from headend.edges.calendar_sweep import CalendarSweep
 from headend.edges.commit import encode_plan, settle_account, write_batch
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
@@ -63,6 +64,7 @@ class IngestSettings:
     stale_reading_s: int | None
     shards: frozenset[int] = frozenset(range(SHARDS))
     takes_leftovers: bool = True
+    clock: Callable[[], int] = wall_ms
 
 
 class Ingest:
@@ -79,7 +81,8 @@ class Ingest:
         self._owner = Owner(role="ingest", name=name, lease_s=settings.lease_s)
         self._cache = StateCache(settings.calendar)
         stale_ms = None if settings.stale_reading_s is None else settings.stale_reading_s * 1000
-        self._rules = PostingRules(calendar=settings.calendar, stale_ms=stale_ms)
+        self._rules = PostingRules(calendar=settings.calendar, stale_ms=stale_ms, clock=settings.clock)
+        self._sweep = CalendarSweep(self._rules)
         self._leases: dict[int, Lease] = {}
         self._reading: set[int] = set()
         self._batch: list[StreamMessage] = []
@@ -166,6 +169,7 @@ class Ingest:
         finally:
             waiting.cancel()
         self._cache.own(self._leases[shard] for shard in fresh)
+        self._sweep.begin_anew()
         await reader.own(set(self._leases), leftovers=self._settings.takes_leftovers and 0 in self._leases)
         self._reading = set(self._leases)
 
@@ -230,6 +234,8 @@ class Ingest:
         cursor = await conn.execute(sql("take_rechecks"), {"shards": list(self._leases), "most": RECHECKS_MAX})
         for account_id, _ in await cursor.fetchall():
             await settle_account(conn, account_id, rules=self._rules)
+        if await self._sweep.step(conn, self._leases):
+            self._cache.clear()
 
     async def _refresh(self, conn: AsyncConnection) -> None:
         for account_id in await self._cache.refresh(conn, self._leases):

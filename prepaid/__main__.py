@@ -24,12 +24,16 @@ from meter_sim.recorded import ProfileError, parse_profile
 from prepaid import console
 from prepaid.account_commands import print_statement
 from prepaid.bench_commands import bench_app
+from prepaid.contact_commands import contacts_app
 from prepaid.correction_commands import corrections_app
 from prepaid.money_commands import add_account_commands, money_app, rules_app
+from prepaid.notice_commands import notices_app
 from prepaid.processes import calendar_of
 from prepaid.report_commands import report_app
 from prepaid.settings import PrepaidError, Settings, load_settings
 from prepaid.sts_commands import sts_app
+from prepaid.supply_commands import supply_app
+from prepaid.supply_rule_commands import supply_rules_app
 from prepaid.system import running_system
 from prepaid.tariff_commands import tariffs_app
 
@@ -53,10 +57,14 @@ add_account_commands(accounts_app)
 app.add_typer(money_app, name="money")
 app.add_typer(corrections_app, name="corrections")
 app.add_typer(rules_app, name="rules")
+app.add_typer(supply_rules_app, name="supply-rules")
 app.add_typer(vendors_app, name="vendors")
+app.add_typer(notices_app, name="notices")
+app.add_typer(contacts_app, name="contacts")
 app.add_typer(tariffs_app, name="tariffs")
 app.add_typer(bench_app, name="bench")
 app.add_typer(report_app, name="report")
+app.add_typer(supply_app, name="supply")
 
 DEFAULT_TARIFF = "punjab-ds-2026-27"
 # What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
@@ -127,6 +135,14 @@ def dispatch() -> None:
     from prepaid.processes import run_dispatch
 
     run_dispatch(_settings(None))
+
+
+@app.command()
+def notify() -> None:
+    """Run one notifier process."""
+    from prepaid.processes import run_notify
+
+    run_notify(_settings(None))
 
 
 @app.command()

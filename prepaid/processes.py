@@ -1,4 +1,4 @@
-"""Our processes, one by one: ingest, dispatch, api. Each runs until SIGTERM or Ctrl-C and stops cleanly.
+"""Our processes, one by one: ingest, dispatch, notify, api. Each runs until SIGTERM or Ctrl-C and stops cleanly.
 
 Stage: the outermost edge. Builds settings into what each edge needs; holds no rule of its own.
 """
@@ -15,7 +15,9 @@ import uvloop
 
 from billing.calendar import LocalCalendar
 from db.orders import PostingRules
+from headend.dispatch_plan import CutOffLimits
 from headend.edges.dispatch import Dispatcher, DispatchSettings
+from headend.edges.dispatch_metrics import DispatchMetrics
 from headend.edges.ingest import Ingest, IngestSettings
 from headend.edges.metrics import IngestMetrics, serve_metrics
 from prepaid.settings import Settings, SettingsError
@@ -63,9 +65,37 @@ def run_dispatch(settings: Settings) -> None:
         database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
         nats_url=_required(settings.nats_url, "PREPAID_NATS_URL"),
         lease_s=settings.lease_s,
-        cut_offs_per_minute_max=settings.cut_offs_per_minute_max,
+        calendar=calendar_of(settings),
+        limits=CutOffLimits(
+            per_minute_max=settings.cut_offs_per_minute_max, per_hour_max=settings.cut_offs_per_hour_max
+        ),
     )
-    _run(Dispatcher(dispatch_settings).run)
+    metrics = DispatchMetrics()
+
+    async def body(stop: asyncio.Event) -> None:
+        with serve_metrics(metrics.registry, settings.dispatch_metrics_port):
+            await Dispatcher(dispatch_settings, metrics).run(stop)
+
+    _run(body)
+
+
+def run_notify(settings: Settings) -> None:
+    """Run a notifier.
+
+    Raises: SettingsError when neither e-mail nor SMS is set up.
+    """
+    from headend.edges.notice_metrics import NoticeMetrics
+    from headend.edges.notify import Notifier
+    from prepaid.notice_ports import notice_ports, notify_settings
+
+    database_url = _required(settings.database_url, "PREPAID_DATABASE_URL")
+    metrics = NoticeMetrics()
+
+    async def body(stop: asyncio.Event) -> None:
+        with serve_metrics(metrics.registry, settings.notify_metrics_port):
+            await Notifier(notify_settings(settings, database_url), notice_ports(settings), metrics).run(stop)
+
+    _run(body)
 
 
 def run_api(settings: Settings) -> None:
@@ -84,6 +114,7 @@ def run_api(settings: Settings) -> None:
         vend_min_minor=settings.vend_min_minor,
         vend_max_minor=settings.vend_max_minor,
         stale_reading_s=settings.stale_reading_s,
+        sms_secret=None if settings.sms_secret is None else settings.sms_secret.encode(),
     )
     uvicorn.run(app, host=settings.api_host, port=settings.api_port, log_config=None, access_log=False)
 

@@ -20,6 +20,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from billing.notices.addresses import read_email
+from billing.notices.kinds import NoticeError
+from billing.notices.planning import parse_quiet_hours
+from billing.notices.signing import SECRET_LENGTH_MIN
+
 ENV_PREFIX: Final = "PREPAID_"
 CONFIG_VARIABLE: Final = "PREPAID_CONFIG"
 
@@ -42,7 +47,7 @@ class Settings(BaseSettings):
     """Everything an operator may choose for one process.
 
     Invariants: frozen; every limit positive; `vend_min_minor <= vend_max_minor`; `time_zone` is known to the
-    zone database; addresses never show in `repr`.
+    zone database; addresses with secrets and secrets never show in `repr`; a channel is set up whole or not at all.
     """
 
     model_config = SettingsConfigDict(
@@ -77,10 +82,48 @@ class Settings(BaseSettings):
         default=7_200, ge=0, le=86_400, description="s after local midnight before a day is posted"
     )
     cut_offs_per_minute_max: int = Field(default=600, ge=1, description="cut-off commands per minute and area")
+    cut_offs_per_hour_max: int = Field(
+        default=3_000, ge=1, description="cut-off commands per hour and area; then they wait for a release"
+    )
     vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
     vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")
     ingest_metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="loopback TCP port of an ingest process's /metrics; unset: none"
+    )
+    dispatch_metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="loopback TCP port of a dispatcher's /metrics; unset: none"
+    )
+    notify_metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="loopback TCP port of a notifier's /metrics; unset: none"
+    )
+    smtp_host: str | None = Field(default=None, description="mail server; unset: no e-mail is sent")
+    smtp_port: int = Field(default=587, ge=1, le=65_535, description="TCP port of the mail server")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="how the line to the mail server is kept secret"
+    )
+    smtp_user: str | None = Field(default=None, description="login at the mail server; unset: none")
+    smtp_password: str | None = Field(default=None, repr=False, description="password of smtp_user")
+    smtp_from: str | None = Field(default=None, description="address that e-mail comes from")
+    smtp_timeout_s: float = Field(default=10.0, ge=1, le=60, description="s to wait for each answer of the mail server")
+    smtp_ca_file: Path | None = Field(
+        default=None, description="PEM file of who may certify the mail server; unset: whom the system trusts"
+    )
+    sms_url: str | None = Field(
+        default=None, repr=False, description="address of the SMS gateway, http(s)://...; unset: no SMS is sent"
+    )
+    sms_secret: str | None = Field(
+        default=None,
+        repr=False,
+        description="secret of 32 characters or more, shared with the SMS gateway",
+    )
+    sms_sender: str | None = Field(default=None, description="sender that phones show, where the gateway takes one")
+    sms_timeout_s: float = Field(default=10.0, ge=1, le=60, description="s to wait for the SMS gateway")
+    sms_parallel: int = Field(default=20, ge=1, le=200, description="SMS on their way at once")
+    quiet_hours: str = Field(
+        default="21:00-07:00", description="local times between which what can wait is not sent, or none"
+    )
+    notices_per_day_max: int = Field(
+        default=10, ge=1, description="messages a local day, account and channel, beside those that were asked for"
     )
     master_key_file: Path | None = Field(
         default=None, description="file of the key that seals vending keys; unset: made under data_dir"
@@ -116,6 +159,47 @@ class Settings(BaseSettings):
     @classmethod
     def _mqtt_address(cls, url: str | None) -> str | None:
         return _address(url, schemes=("mqtt",))
+
+    @field_validator("sms_url")
+    @classmethod
+    def _http_address(cls, url: str | None) -> str | None:
+        return _address(url, schemes=("https", "http"))
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _two_times(cls, text: str) -> str:
+        try:
+            parse_quiet_hours(text)
+        except NoticeError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @field_validator("smtp_from")
+    @classmethod
+    def _mail_address(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else read_email(text)
+        except NoticeError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("sms_secret")
+    @classmethod
+    def _long_secret(cls, text: str | None) -> str | None:
+        if text is not None and len(text) < SECRET_LENGTH_MIN:
+            raise ValueError(f"expected {SECRET_LENGTH_MIN} characters or more")
+        return text
+
+    @model_validator(mode="after")
+    def _channels_are_whole(self) -> Self:
+        if (self.smtp_host is None) != (self.smtp_from is None):
+            raise ValueError("smtp_host: expected smtp_from beside it, and neither without the other")
+        if (self.smtp_user is None) != (self.smtp_password is None):
+            raise ValueError("smtp_user: expected smtp_password beside it, and neither without the other")
+        if self.smtp_password is not None and self.smtp_security == "none":
+            raise ValueError("smtp_security: expected starttls or tls, since a password goes over the line")
+        if self.sms_url is not None and self.sms_secret is None:
+            raise ValueError("sms_url: expected sms_secret beside it, which signs the requests")
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

@@ -78,7 +78,7 @@ class System:
         return self._processes[name].child.pid
 
     def start(self, name: str) -> None:
-        """Start one of ours: `ingest`, `dispatch` or `api`."""
+        """Start one of ours: `ingest`, `dispatch`, `notify` or `api`."""
         log_path = self._log_path(name)
         # -P: a folder named db where the operator stands must not hide our package.
         command = [sys.executable, "-P", "-m", "prepaid", name]

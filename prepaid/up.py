@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from types import FrameType
 
 from prepaid import console
+from prepaid.notice_ports import sends_notices
 from prepaid.settings import Settings
 from prepaid.system import System, running_system
 
@@ -28,7 +29,8 @@ def run_up(settings: Settings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    with running_system(settings, PROCESSES) as system:
+    processes = (*PROCESSES, "notify") if sends_notices(settings) else PROCESSES
+    with running_system(settings, processes) as system:
         _print_addresses(system)
         closed = _last_due(settings) - timedelta(days=1)
         while not stop.wait(_LOOK_S):

@@ -23,13 +23,15 @@ BLOCK_STEP_S_MAX: Final = 86_400  # One reading a day is the slowest profile a p
 EVENTS_MAX: Final = 64  # Event ids are 1 to 302; more than 64 different ones never coincide in one message.
 TIME_MS_MAX: Final = 253_402_300_799_999  # The last millisecond of year 9999, the end of Python's calendar.
 INT64_MAX: Final = 2**63 - 1
+LIMIT_W_MAX: Final = 100_000_000  # The largest sanctioned load of an account: 100 MW.
 _ERROR_SHOWN_MAX: Final = 200  # A parser's complaint may quote the payload; a message shows a line's worth.
 
 
 class Relay(Enum):
-    """Position of the load switch: ON lets energy flow."""
+    """What the load switch lets flow: ON everything, LIMITED a small load, OFF nothing."""
 
     ON = "on"
+    LIMITED = "limited"
     OFF = "off"
 
 
@@ -112,7 +114,8 @@ class Command:
     """One order to a meter.
 
     Invariants: SUPPLY names a relay position; ALARM names a level; a THRESHOLD without `threshold_minor`
-    clears the stored one. `balance_minor` is the account's truth when the command was sent.
+    clears the stored one. `limit_w` is given exactly with relay LIMITED. `balance_minor` is the account's truth
+    when the command was sent.
     """
 
     order_id: int
@@ -123,6 +126,7 @@ class Command:
     balance_minor: int | None
     threshold_minor: int | None
     expires_at_ms: int
+    limit_w: int | None = None
 
 
 Uplink = Readings | MeterEvent | CommandReply
@@ -137,6 +141,7 @@ _Measured = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 _EventCode = Annotated[int, Meta(ge=0, le=65_535)]
 _Events = Annotated[list[_EventCode], Meta(max_length=EVENTS_MAX)]
 _Level = Annotated[str, Meta(min_length=1, max_length=32)]
+_Limit = Annotated[int, Meta(ge=1, le=LIMIT_W_MAX)]
 _RegisterList = Annotated[list[_Register | None], Meta(min_length=1, max_length=BLOCK_INTERVALS_MAX)]
 _MeasuredList = Annotated[list[_Measured | None], Meta(max_length=BLOCK_INTERVALS_MAX)]
 
@@ -202,6 +207,7 @@ class _CommandPayload(msgspec.Struct, frozen=True, gc=False, omit_defaults=True)
     expires: _TimeMs
     relay: Relay | None = None
     level: _Level | None = None
+    limit_w: _Limit | None = None
     balance_minor: _Minor | None = None
     threshold_minor: _Minor | None = None
 
@@ -280,7 +286,7 @@ def encode_reply(reply: CommandReply) -> bytes:
 def encode_command(command: Command) -> bytes:
     """Encode a command for the meter's command topic.
 
-    Raises: Malformed if the kind lacks what it needs.
+    Raises: Malformed if the kind or the relay lacks what it needs. Ranges are the caller's concern.
     """
     return _ENCODER.encode(
         _CommandPayload(
@@ -290,6 +296,7 @@ def encode_command(command: Command) -> bytes:
             kind=command.kind,
             expires=command.expires_at_ms,
             relay=command.relay,
+            limit_w=command.limit_w,
             level=command.level,
             balance_minor=command.balance_minor,
             threshold_minor=_complete(command).threshold_minor,
@@ -300,7 +307,7 @@ def encode_command(command: Command) -> bytes:
 def decode_command(payload: bytes) -> Command:
     """Decode what arrived on a meter's command topic.
 
-    Raises: Malformed when size, JSON, a range, or what the kind needs is wrong.
+    Raises: Malformed when size, JSON, a range, or what the kind or the relay needs is wrong.
     """
     frame = _parsed(_COMMAND_DECODER, payload, "command")
     return _complete(
@@ -313,6 +320,7 @@ def decode_command(payload: bytes) -> Command:
             balance_minor=frame.balance_minor,
             threshold_minor=frame.threshold_minor,
             expires_at_ms=frame.expires,
+            limit_w=frame.limit_w,
         )
     )
 
@@ -429,6 +437,9 @@ def _complete(command: Command) -> Command:
         raise Malformed(f"supply command: expected a relay position, got none, order {command.order_id}")
     if command.kind is OrderKind.ALARM and command.level is None:
         raise Malformed(f"alarm command: expected a level, got none, order {command.order_id}")
+    if (command.relay is Relay.LIMITED) != (command.limit_w is not None):
+        got = f"{'no' if command.limit_w is None else 'a'} limit_w"
+        raise Malformed(f"command: expected limit_w with relay limited alone, got {got}, order {command.order_id}")
     return command
 
 

@@ -21,6 +21,7 @@ from billing.journals import JournalKind
 from billing.rating import Lines
 from billing.running import Point, begin, follow, opening
 from billing.supply import Levels, Mode, Supply
+from billing.supply_rule_document import builtin_supply_rules
 from billing.tariff_document import builtin_tariff
 from billing.terms import one_assignment
 from db.accounts import AccountView
@@ -31,7 +32,10 @@ from db.posting import lock_and_look, post_money
 from db.readings import ensure_partitions
 from db.registry import NewAccount, NewMeter, add_meter, open_account
 from db.reports import BatchTotals, accounts_of_meters, batch_totals, bills, look_all
-from headend.edges.dispatch import Dispatcher, DispatchSettings
+from headend.dispatch_plan import CutOffLimits, Patience
+from headend.edges.command_ports import Transports
+from headend.edges.dispatch import PATIENCE, Dispatcher, DispatchSettings, wall_clock_ms
+from headend.edges.dispatch_metrics import DispatchMetrics
 from headend.edges.ingest import Ingest, IngestSettings
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamUnavailable, prepare_stream, stream_backlog
@@ -62,6 +66,8 @@ WAIT_S = 20.0
 # Short, so that a test may wait for another owner; `ack_wait` is what a crash costs before its messages come again.
 LEASE_S, ACK_WAIT_S = 2.0, 1.0
 POLL_S = 0.01
+# Far above what a test of something else cuts.
+LIMITS = CutOffLimits(per_minute_max=600, per_hour_max=3_000)
 
 # A topic and its payload.
 Message = tuple[str, bytes]
@@ -124,6 +130,8 @@ class Site:
         threshold_minor: int | None = None,
         load_w: int = 3_000,
         days: int = 3,
+        area: str = "test",
+        category: str = "DS",
     ) -> Home:
         """Register a meter and open its account; make the partitions of its first days."""
         await add_meter(self.conn, NewMeter(serial=serial, rated_w=RATED_W, register_end_wh=register_end_wh))
@@ -131,7 +139,8 @@ class Site:
             number=serial,
             consumer=f"Household {serial}",
             usage_point=serial,
-            area="test",
+            area=area,
+            category=category,
             meter_serial=serial,
             opened_at=opened_at,
             register_wh=register_wh,
@@ -267,18 +276,28 @@ async def running_ingest(
 
 @asynccontextmanager
 async def running_dispatch(
-    site: Site, *, lease_s: float = LEASE_S, cut_offs_per_minute_max: int = 600
-) -> AsyncIterator[None]:
+    site: Site,
+    *,
+    lease_s: float = LEASE_S,
+    limits: CutOffLimits = LIMITS,
+    patience: Patience = PATIENCE,
+    ports: Transports | None = None,
+    now_ms: Callable[[], int] = wall_clock_ms,
+    steady_s: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[DispatchMetrics]:
     """Run a dispatcher as a task of this process; return when it owns all shards."""
     settings = DispatchSettings(
         database_url=site.database_url,
         nats_url=site.nats.nats_url,
         lease_s=lease_s,
-        cut_offs_per_minute_max=cut_offs_per_minute_max,
+        calendar=CALENDAR,
+        limits=limits,
+        patience=patience,
     )
-    async with _running(site, Dispatcher(settings).run):
+    metrics = DispatchMetrics()
+    async with _running(site, Dispatcher(settings, metrics, ports=ports, now_ms=now_ms, steady_s=steady_s).run):
         await site.until(lambda: _owned(site, "dispatch"), "the dispatcher owns all shards")
-        yield
+        yield metrics
 
 
 @contextmanager
@@ -366,6 +385,7 @@ def meter_state(
     relay: Supply | None = None,
     desired: Supply = Supply.ON,
     told: Supply | None = None,
+    waits: bool = False,
 ) -> MeterState:
     """Make what ingest knows of a meter that was installed at T0 and has reported nothing since, or only its mark."""
     opened_on = CALENDAR.day_of(T0)
@@ -406,6 +426,8 @@ def meter_state(
             silent=False,
             told=told,
             held=False,
+            scheme=builtin_supply_rules().default,
+            waits=waits,
         ),
     )
 

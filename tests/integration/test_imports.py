@@ -111,8 +111,8 @@ def test_account_is_opened_with_everything_it_names(settings: Settings, tmp_path
     )
     terms = ("postpaid", "CE/12", "NRS", 10_000, 20_050, 50_000, "2026-04-01", 2000)
     assert stored == [("A1", "Name 1", "pa", "UP1", "north", "F-7", *terms)]
-    contacts = fetch(settings, "select kind, address from contacts order by kind")
-    assert contacts == [("email", "a@b.in"), ("phone", "+91 98765 43210")]
+    contacts = fetch(settings, "select channel, address, language from contacts order by channel")
+    assert contacts == [("email", "a@b.in", "pa"), ("sms", "+919876543210", "pa")]
     journal = fetch(
         settings, "select kind, sum(abs(amount_minor)) from journals j join legs on journal_id = id group by 1"
     )

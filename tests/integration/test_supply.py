@@ -1,22 +1,16 @@
 """Supply control and alarms end to end: database, dispatcher, broker and a simulated meter."""
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
-from billing.calendar import from_ms
 from billing.journals import JournalKind
 from db.posting import lock_and_look, post_threshold
-from meter_sim.edges.fleet import Fleet, FleetSettings, ScaledClock
-from meter_sim.meter import SWITCH_OPEN, MeterSettings, SimulatedMeter, TokenResult
+from headend.dispatch_plan import CutOffLimits
+from meter_sim.meter import SWITCH_OPEN
 from prepaid.embedded import EmbeddedNats
-from protocols.native import Command, CommandReply, MeterEvent, OrderKind, Relay, ReplyResult, encode_reply
-from protocols.topics import event_topic
+from protocols.native import OrderKind, Relay
+from tests.integration.supply_street import CREDIT_MINOR, Street, exhausting, reply, tell
 from tests.support import (
     DAY_MS,
     HOUR_MS,
@@ -24,9 +18,6 @@ from tests.support import (
     RULES,
     T0,
     WAIT_S,
-    Home,
-    Message,
-    Site,
     now_ms,
     open_site,
     reading,
@@ -36,138 +27,13 @@ from tests.support import (
 
 pytestmark = [pytest.mark.db, pytest.mark.broker]
 
-# 1 kWh and the first day's fixed charge cost 12.43: this credit lasts for them and not for 10 kWh.
-CREDIT_MINOR = 2_000
 EXHAUSTED_MINOR = 1_000_000
-
-
-class _NoReader:
-    """No token is typed in these stories."""
-
-    def enter(self, digits: str, now_ms: int) -> TokenResult:
-        raise AssertionError("no token is typed here")
-
-
-class _Meter(SimulatedMeter):
-    """A simulated meter that remembers every command it was given."""
-
-    def __init__(self, serial: str) -> None:
-        super().__init__(
-            serial=serial, token_reader=_NoReader(), settings=MeterSettings(interval_s=3_600), register_wh=REGISTER_WH
-        )
-        self.commands: list[Command] = []
-
-    def obey(self, command: Command, now_ms: int) -> tuple[MeterEvent | CommandReply, ...]:
-        self.commands.append(command)
-        return super().obey(command, now_ms)
-
-    def given(self, kind: OrderKind) -> list[Command]:
-        """Return the commands of one kind."""
-        return [command for command in self.commands if command.kind is kind]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Street:
-    """A home with its meter on line, ingest and a dispatcher."""
-
-    site: Site
-    fleet: Fleet
-    home: Home
-    meter: _Meter
-
-    async def use(self, hour: int, energy_wh: int) -> None:
-        """Let the meter report an hour's use; return when it is settled."""
-        await self.fleet.advance("M1", energy_wh, at_ms=T0 + hour * HOUR_MS)
-        await self.fleet.wait_sent("M1", timeout_s=WAIT_S)
-        await self.site.settled()
-
-    async def orders(self, kind: str = "supply") -> list[tuple[Any, ...]]:
-        """Return the meter's orders of a kind: relay, state."""
-        return await self.site.rows(
-            "select relay, state from supply_orders where meter_id = %s and kind = %s order by epoch",
-            self.home.meter_id,
-            kind,
-        )
-
-    async def until_orders(self, *expected: tuple[str | None, str], kind: str = "supply") -> None:
-        """Wait until the meter's orders of a kind are these."""
-
-        async def so() -> bool:
-            return await self.orders(kind) == list(expected)
-
-        await self.site.until(so, f"{kind} orders become {expected}")
-
-    async def notices(self) -> list[str]:
-        """Return the kinds of notices the consumer got."""
-        return [kind for (kind,) in await self.site.rows("select kind from notices order by id")]
-
-    async def alarms(self) -> list[tuple[Any, ...]]:
-        """Return the account's alarms: level, arm."""
-        return await self.site.rows("select level, arm from alarms order by id")
-
-
-@asynccontextmanager
-async def _street(
-    database_url: str,
-    nats: EmbeddedNats,
-    *,
-    threshold_minor: int | None = None,
-    credit_minor: int = CREDIT_MINOR,
-    stale_reading_s: int | None = None,
-    opened_ms: int = T0,
-) -> AsyncIterator[_Street]:
-    meter = _Meter("M1")
-    async with open_site(database_url, nats) as site:
-        home = await site.add_home(
-            "M1", credit_minor=credit_minor, threshold_minor=threshold_minor, opened_at=from_ms(opened_ms)
-        )
-        fleet = Fleet(
-            [meter],
-            settings=FleetSettings(host=nats.mqtt_host, port=nats.mqtt_port),
-            clock=ScaledClock(opened_ms + DAY_MS),
-            rng=random.Random(7),
-        )
-        async with running_ingest(site, stale_reading_s=stale_reading_s), running_dispatch(site), fleet:
-            await fleet.wait_connected(timeout_s=WAIT_S)
-            yield _Street(site=site, fleet=fleet, home=home, meter=meter)
-
-
-def _run(
-    database_url: str,
-    nats: EmbeddedNats,
-    story: Callable[[_Street], Awaitable[None]],
-    **street: Any,  # What `_street` takes.
-) -> None:
-    async def told() -> None:
-        async with _street(database_url, nats, **street) as opened:
-            await story(opened)
-
-    asyncio.run(told())
-
-
-def _exhausting(at_ms: int = T0 + 5 * HOUR_MS) -> Message:
-    return reading("M1", at_ms, REGISTER_WH + 20_000)
-
-
-def _reply(order_id: int, epoch: int, relay: Relay, *, serial: str = "M1", at_ms: int = T0 + DAY_MS) -> Message:
-    reply = CommandReply(
-        serial=serial,
-        seq=None,
-        at_ms=at_ms,
-        order_id=order_id,
-        epoch=epoch,
-        kind=OrderKind.SUPPLY,
-        result=ReplyResult.DONE,
-        relay=relay,
-        threshold_minor=None,
-    )
-    return event_topic(serial), encode_reply(reply)
 
 
 def test_exhausted_credit_cuts_supply_and_a_recharge_restores_it(database_url: str, nats: EmbeddedNats) -> None:
     """At the end of the credit the meter opens and confirms; a recharge closes it; nothing is ordered twice."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.use(1, 1_000)
         assert await street.orders() == []
         await street.use(2, 10_000)
@@ -189,13 +55,13 @@ def test_exhausted_credit_cuts_supply_and_a_recharge_restores_it(database_url: s
         assert await street.site.one("select relay from meter_state") == "on"
         assert len(street.meter.given(OrderKind.SUPPLY)) == 2
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_recharge_that_leaves_a_debt_restores_nothing(database_url: str, nats: EmbeddedNats) -> None:
     """Supply stays off until the balance is above exhaustion."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.use(2, 15_000)
         await street.until_orders(("off", "confirmed"))
         owed = -await street.site.balance(street.home)
@@ -206,15 +72,15 @@ def test_recharge_that_leaves_a_debt_restores_nothing(database_url: str, nats: E
         await street.until_orders(("off", "confirmed"), ("on", "confirmed"))
         assert street.meter.relay is Relay.ON
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_lost_command_is_sent_again_until_the_meter_confirms(database_url: str, nats: EmbeddedNats) -> None:
     """A command to a meter that is away is lost, not queued; the order is tried again under the same epoch."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.fleet.go_offline("M1")
-        await street.site.send(_exhausting())
+        await street.site.send(exhausting())
 
         async def sent() -> bool:
             return bool(await street.site.one("select count(*) from supply_orders where published_at is not null"))
@@ -229,28 +95,28 @@ def test_lost_command_is_sent_again_until_the_meter_confirms(database_url: str, 
         assert await street.site.one("select attempts from supply_orders") >= 2
         assert {command.epoch for command in street.meter.commands} == {1}
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_refused_command_is_sent_again_until_the_switch_moves(database_url: str, nats: EmbeddedNats) -> None:
     """A switch that sticks for a moment refuses; the order stays open and is obeyed at a later try."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         street.meter.relay_stuck = True
-        await street.site.send(_exhausting())
+        await street.site.send(exhausting())
         await street.fleet.wait_for(lambda: bool(street.meter.commands), timeout_s=WAIT_S)
         assert street.meter.relay is Relay.ON
         street.meter.relay_stuck = False
         await street.fleet.wait_for(lambda: street.meter.relay is Relay.OFF, timeout_s=WAIT_S)
         await street.until_orders(("off", "confirmed"))
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_repeated_command_moves_the_relay_once(database_url: str, nats: EmbeddedNats) -> None:
     """A dispatcher that died after it published sends again; the meter confirms again and moves nothing."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.use(2, 15_000)
         await street.until_orders(("off", "confirmed"))
         await street.site.rows(
@@ -261,46 +127,45 @@ def test_repeated_command_moves_the_relay_once(database_url: str, nats: Embedded
         assert [command.epoch for command in street.meter.given(OrderKind.SUPPLY)] == [1, 1]
         assert await street.site.rows("select code, count(*) from meter_events group by code") == [(SWITCH_OPEN, 1)]
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_stale_or_foreign_confirmation_changes_nothing(database_url: str, nats: EmbeddedNats) -> None:
-    """Only the meter's own answer to the current epoch, with the relay as ordered, confirms an order."""
+    """Only the meter's own answer to the current epoch confirms an order."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.fleet.go_offline("M1")
         await street.site.add_home("M2")
-        await street.site.send(_exhausting())
+        await street.site.send(exhausting())
         ((order_id, epoch),) = await street.site.rows("select id, epoch from supply_orders")
         await street.site.send(
-            _reply(order_id, epoch + 1, Relay.OFF),
-            _reply(order_id, epoch - 1, Relay.OFF),
-            _reply(order_id + 1, epoch, Relay.OFF),
-            _reply(order_id, epoch, Relay.OFF, serial="M2"),
-            _reply(order_id, epoch, Relay.ON),
+            reply(order_id, epoch + 1, Relay.OFF),
+            reply(order_id, epoch - 1, Relay.OFF),
+            reply(order_id + 1, epoch, Relay.OFF),
+            reply(order_id, epoch, Relay.OFF, serial="M2"),
         )
         assert (await street.orders())[0][1] == "sent"
-        await street.site.send(_reply(order_id, epoch, Relay.OFF))
+        await street.site.send(reply(order_id, epoch, Relay.OFF))
         assert await street.orders() == [("off", "confirmed")]
         confirmed_at = "select confirmed_at from supply_orders where relay = 'off'"
         first = await street.site.one(confirmed_at)
-        await street.site.send(_reply(order_id, epoch, Relay.OFF))
+        await street.site.send(reply(order_id, epoch, Relay.OFF))
         assert await street.site.one(confirmed_at) == first
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_restore_supersedes_a_cut_off_that_was_never_confirmed(database_url: str, nats: EmbeddedNats) -> None:
     """A recharge while the meter is away replaces the cut-off: the meter, back again, is only told to stay on."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.fleet.go_offline("M1")
-        await street.site.send(_exhausting())
+        await street.site.send(exhausting())
         ((order_id, epoch),) = await street.site.rows("select id, epoch from supply_orders")
         await street.site.post(street.home, JournalKind.VEND, 100_000)
         assert [relay for relay, _ in await street.orders()] == ["off", "on"]
         assert (await street.orders())[0] == ("off", "superseded")
-        await street.site.send(_reply(order_id, epoch, Relay.ON, at_ms=T0 + DAY_MS))
+        await street.site.send(reply(order_id, epoch, Relay.ON, at_ms=T0 + DAY_MS))
         assert (await street.orders())[0] == ("off", "superseded")
         await street.fleet.go_online("M1")
         await street.until_orders(("off", "superseded"), ("on", "confirmed"))
@@ -311,7 +176,7 @@ def test_restore_supersedes_a_cut_off_that_was_never_confirmed(database_url: str
         assert epochs == sorted(set(epochs))
         assert await street.site.one("select desired from accounts") == "on"
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_held_cut_off_is_released_when_the_meter_is_heard(database_url: str, nats: EmbeddedNats) -> None:
@@ -319,8 +184,8 @@ def test_held_cut_off_is_released_when_the_meter_is_heard(database_url: str, nat
     now = now_ms()
     opened_ms = now - 3 * DAY_MS
 
-    async def story(street: _Street) -> None:
-        await street.site.send(_exhausting(now - 2 * DAY_MS))
+    async def story(street: Street) -> None:
+        await street.site.send(exhausting(now - 2 * DAY_MS))
         assert await street.orders() == [("off", "held")]
         await street.site.send(reading("M1", now - DAY_MS, REGISTER_WH + 20_100))
         assert await street.orders() == [("off", "held")]
@@ -330,15 +195,15 @@ def test_held_cut_off_is_released_when_the_meter_is_heard(database_url: str, nat
         await street.until_orders(("off", "confirmed"))
         assert await street.alarms() == [("exhausted", 1)]
 
-    _run(database_url, nats, story, stale_reading_s=3_600, opened_ms=opened_ms)
+    tell(database_url, nats, story, stale_reading_s=3_600, opened_ms=opened_ms)
 
 
 def test_held_cut_off_is_superseded_by_a_recharge(database_url: str, nats: EmbeddedNats) -> None:
     """A meter whose consumer paid before it was heard again is never cut."""
     now = now_ms()
 
-    async def story(street: _Street) -> None:
-        await street.site.send(_exhausting(now - 2 * DAY_MS))
+    async def story(street: Street) -> None:
+        await street.site.send(exhausting(now - 2 * DAY_MS))
         assert await street.orders() == [("off", "held")]
         await street.site.post(street.home, JournalKind.VEND, 1_000_000)
         await street.until_orders(("off", "superseded"), ("on", "confirmed"))
@@ -346,13 +211,13 @@ def test_held_cut_off_is_superseded_by_a_recharge(database_url: str, nats: Embed
         assert {command.relay for command in street.meter.given(OrderKind.SUPPLY)} == {Relay.ON}
         assert street.meter.relay is Relay.ON
 
-    _run(database_url, nats, story, stale_reading_s=3_600, opened_ms=now - 3 * DAY_MS)
+    tell(database_url, nats, story, stale_reading_s=3_600, opened_ms=now - 3 * DAY_MS)
 
 
 def test_low_balance_alarms_once_at_the_meter_and_as_a_notice(database_url: str, nats: EmbeddedNats) -> None:
     """One alarm per crossing: not again with later readings, again after a recharge and another fall."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.use(1, 100)
         assert await street.alarms() == []
         await street.use(2, 5_000)
@@ -375,13 +240,13 @@ def test_low_balance_alarms_once_at_the_meter_and_as_a_notice(database_url: str,
         assert len(street.meter.given(OrderKind.ALARM)) == 2
         assert street.meter.buzzer_on
 
-    _run(database_url, nats, story, threshold_minor=5_000, credit_minor=7_000)
+    tell(database_url, nats, story, threshold_minor=5_000, credit_minor=7_000)
 
 
 def test_low_and_exhausted_in_one_batch_each_alarm_once(database_url: str, nats: EmbeddedNats) -> None:
     """A reading that passes both levels raises both, and the meter is both warned and cut."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         await street.use(2, 15_000)
         await street.until_orders(("off", "confirmed"))
         await street.until_orders((None, "confirmed"), kind="alarm")
@@ -389,13 +254,13 @@ def test_low_and_exhausted_in_one_batch_each_alarm_once(database_url: str, nats:
         assert sorted(await street.alarms()) == [("exhausted", 1), ("low", 1)]
         assert sorted(await street.notices()) == ["exhausted", "low"]
 
-    _run(database_url, nats, story, threshold_minor=1_500, credit_minor=4_000)
+    tell(database_url, nats, story, threshold_minor=1_500, credit_minor=4_000)
 
 
 def test_changed_threshold_reaches_the_meter_and_may_alarm_at_once(database_url: str, nats: EmbeddedNats) -> None:
     """The meter keeps the consumer's threshold; one at or above the balance rings now, one below ends the alarm."""
 
-    async def story(street: _Street) -> None:
+    async def story(street: Street) -> None:
         async def choose(threshold_minor: int | None) -> None:
             async with street.site.conn.transaction():
                 view = await lock_and_look(street.site.conn, street.home.account_id, RULES)
@@ -417,7 +282,7 @@ def test_changed_threshold_reaches_the_meter_and_may_alarm_at_once(database_url:
         assert street.meter.threshold_minor is None
         assert not street.meter.buzzer_on
 
-    _run(database_url, nats, story)
+    tell(database_url, nats, story)
 
 
 def test_cut_offs_of_an_area_are_capped_by_the_minute(database_url: str, nats: EmbeddedNats) -> None:
@@ -426,7 +291,8 @@ def test_cut_offs_of_an_area_are_capped_by_the_minute(database_url: str, nats: E
     async def told() -> None:
         async with open_site(database_url, nats) as site:
             homes = [await site.add_home(f"M{number}", credit_minor=CREDIT_MINOR) for number in range(1, 5)]
-            async with running_ingest(site), running_dispatch(site, cut_offs_per_minute_max=2):
+            limits = CutOffLimits(per_minute_max=2, per_hour_max=100)
+            async with running_ingest(site), running_dispatch(site, limits=limits):
                 await site.send(*(reading(home.serial, T0 + 5 * HOUR_MS, REGISTER_WH + 20_000) for home in homes))
                 assert await site.one("select count(*) from supply_orders where relay = 'off'") == 4
 

@@ -228,6 +228,13 @@ def test_openapi_shows_every_route_with_examples(database_url: str) -> None:
                 "/v1/accounts/{id}/threshold",
                 "/v1/accounts/{id}/statement",
                 "/v1/accounts/{id}/balance",
+                "/v1/consumer/{account}/summary",
+                "/v1/consumer/{account}/daily",
+                "/v1/consumer/{account}/months",
+                "/v1/consumer/{account}/recharges",
+                "/v1/consumer/{account}/notices",
+                "/v1/consumer/{account}/thresholds",
+                "/v1/consumer/{account}/supply-history",
                 "/v1/tokens/verify",
                 "/health",
                 "/metrics",
@@ -261,7 +268,7 @@ def test_megabyte_over_a_socket_is_answered_413_and_not_reset(database_url: str)
     """A client that sends on while it is refused still reads the named error, and the server goes on."""
 
     async def story() -> None:
-        async with open_shop(database_url) as shop, _served(shop) as url, httpx.AsyncClient(base_url=url) as http:
+        async with open_shop(database_url) as shop, served(shop) as url, httpx.AsyncClient(base_url=url) as http:
             headers = {**shop.headers("vendor"), "content-type": "application/json"}
             for content in (b"x" * MEGABYTE, _chunks(MEGABYTE)):
                 refused = await http.post("/v1/vends", content=content, headers=headers)
@@ -360,7 +367,7 @@ async def _chunks(size: int) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def _served(shop: Shop) -> AsyncIterator[str]:
+async def served(shop: Shop) -> AsyncIterator[str]:
     """Serve the application on a real socket; its lifespan is open already."""
     server = uvicorn.Server(uvicorn.Config(shop.app, lifespan="off", log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:

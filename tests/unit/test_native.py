@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from protocols.errors import FrameError, Malformed
 from protocols.native import (
     BLOCK_INTERVALS_MAX,
     INT64_MAX,
+    LIMIT_W_MAX,
     PAYLOAD_BYTES_MAX,
     TIME_MS_MAX,
     Command,
@@ -83,17 +85,26 @@ REPLIES = st.builds(
     relay=RELAYS,
     threshold_minor=st.none() | MINOR,
 )
-COMMANDS = st.builds(
-    Command,
-    order_id=COUNTS,
-    epoch=COUNTS,
-    kind=st.sampled_from(OrderKind),
-    relay=st.sampled_from(Relay),
-    level=st.text(min_size=1, max_size=32),
-    balance_minor=st.none() | MINOR,
-    threshold_minor=st.none() | MINOR,
-    expires_at_ms=TIMES,
-)
+
+
+@st.composite
+def commands(draw: st.DrawFn) -> Command:
+    """Draw a command that has what its kind and its relay need."""
+    relay = draw(st.sampled_from(Relay))
+    return Command(
+        order_id=draw(COUNTS),
+        epoch=draw(COUNTS),
+        kind=draw(st.sampled_from(OrderKind)),
+        relay=relay,
+        level=draw(st.text(min_size=1, max_size=32)),
+        balance_minor=draw(st.none() | MINOR),
+        threshold_minor=draw(st.none() | MINOR),
+        expires_at_ms=draw(TIMES),
+        limit_w=draw(st.integers(1, LIMIT_W_MAX)) if relay is Relay.LIMITED else None,
+    )
+
+
+COMMANDS = commands()
 
 
 def one_reading(**changes: object) -> bytes:
@@ -396,6 +407,56 @@ def test_command_without_what_its_kind_needs_is_malformed(payload: bytes) -> Non
     """A supply order names a position, an alarm a level, and every order its epoch and expiry."""
     with pytest.raises(Malformed):
         decode_command(payload)
+
+
+def test_documented_load_limit_decodes_to_its_order() -> None:
+    """The example of the format keeps its meaning."""
+    payload = (
+        b'{"v":1,"order":15,"epoch":10,"kind":"supply","relay":"limited","limit_w":500,"expires":1763730060000,'
+        b'"balance_minor":-120}'
+    )
+    assert decode_command(payload) == Command(
+        order_id=15,
+        epoch=10,
+        kind=OrderKind.SUPPLY,
+        relay=Relay.LIMITED,
+        level=None,
+        balance_minor=-120,
+        threshold_minor=None,
+        expires_at_ms=1763730060000,
+        limit_w=500,
+    )
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "0.5", '"500"', "true", "null", str(LIMIT_W_MAX + 1), str(10**40)])
+def test_load_limit_out_of_range_is_malformed(limit: str) -> None:
+    """A limit is a whole number of watts from 1 to the largest load; nothing is converted or clamped."""
+    payload = f'{{"v":1,"order":1,"epoch":1,"kind":"supply","relay":"limited","limit_w":{limit},"expires":1}}'
+    with pytest.raises(Malformed):
+        decode_command(payload.encode())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"kind":"supply","relay":"limited"',
+        '"kind":"supply","relay":"on","limit_w":500',
+        '"kind":"supply","relay":"off","limit_w":500',
+        '"kind":"threshold","limit_w":500',
+    ],
+)
+def test_load_limit_without_its_relay_or_the_other_way_round_is_malformed(fields: str) -> None:
+    """Relay limited and a limit come together or not at all."""
+    with pytest.raises(Malformed, match="expected limit_w with relay limited alone"):
+        decode_command(f'{{"v":1,"order":1,"epoch":1,{fields},"expires":1}}'.encode())
+
+
+def test_incomplete_command_cannot_be_encoded() -> None:
+    """What a meter would refuse is never sent."""
+    whole = decode_command(b'{"v":1,"order":1,"epoch":1,"kind":"supply","relay":"limited","limit_w":1,"expires":1}')
+    for lacking in (replace(whole, limit_w=None), replace(whole, relay=Relay.OFF), replace(whole, relay=None)):
+        with pytest.raises(Malformed):
+            encode_command(lacking)
 
 
 def test_uplink_on_the_command_topic_is_malformed() -> None:

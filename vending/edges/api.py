@@ -24,6 +24,9 @@ from db.orders import PostingRules
 from db.pool import make_pool
 from vending.edges.answers import error_to_api
 from vending.edges.body_limit import BODY_BYTES_MAX, BODY_TIMEOUT_S, BodyLimit
+from vending.edges.consumer_page import page_router
+from vending.edges.consumer_routes import consumer_router
+from vending.edges.contact_routes import contact_router
 from vending.edges.errors import RequestDeclined, TokenUnreadable
 from vending.edges.metrics import VendingMetrics
 from vending.edges.routes import AppState, answer, router, state_of
@@ -60,16 +63,28 @@ STATUS_OF_DECLINE: Mapping[DeclineReason, int] = {
 }
 _STATUS_OF_CODE: Mapping[str, int] = {
     "malformed": 400,
+    "bad_address": 400,
     "bad_amount": 400,
     "bad_instant": 400,
     "bad_period": 400,
     "drn_check_digit": 400,
     "malformed_token": 400,
     "api_key_wrong": 401,
+    "signature_missing": 401,
+    "signature_expired": 401,
+    "signature_wrong": 401,
     "not_allowed": 403,
     "unknown_account": 404,
     "unknown_vend": 404,
+    "unknown_contact": 404,
+    "sms_not_configured": 404,
     "message_id_reused": 409,
+    "too_many_contacts": 409,
+    "code_wrong": 422,
+    "code_expired": 422,
+    "code_spent": 422,
+    "no_code": 422,
+    "too_many_codes": 429,
     "period_too_long": 422,
     "token_not_issued": 422,
 }
@@ -95,6 +110,7 @@ def create_app(
     vend_min_minor: int,
     vend_max_minor: int,
     stale_reading_s: int | None,
+    sms_secret: bytes | None = None,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> FastAPI:
     """Build the application; its lifespan opens and closes the pool."""
@@ -113,7 +129,7 @@ def create_app(
         pool = make_pool(database_url, application="vending", size_max=POOL_CONNECTIONS_MAX)
         await pool.open(wait=True, timeout=OPEN_TIMEOUT_S)
         try:
-            app.state.vending = AppState(desk=desk, pool=pool, metrics=metrics)
+            app.state.vending = AppState(desk=desk, pool=pool, metrics=metrics, sms_secret=sms_secret)
             yield
         finally:
             await pool.close()
@@ -121,6 +137,9 @@ def create_app(
     app = FastAPI(title="Prepaid vending", version="1", lifespan=lifespan, redirect_slashes=False)
     app.include_router(router)
     app.include_router(statement_router)
+    app.include_router(contact_router)
+    app.include_router(consumer_router)
+    app.include_router(page_router)
     _add_error_answers(app)
     # The one added last sees a request first.
     app.add_middleware(

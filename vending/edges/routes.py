@@ -6,7 +6,7 @@ Stage: between HTTP and the vending desk. Never: a transaction of its own, or an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import psycopg
@@ -58,6 +58,8 @@ class AppState:
     desk: Desk
     pool: AsyncConnectionPool[AsyncConnection]
     metrics: VendingMetrics
+    # Shared with the SMS gateway; None where people cannot ask by SMS.
+    sms_secret: bytes | None = field(default=None, repr=False)
 
 
 def state_of(request: Request) -> AppState:

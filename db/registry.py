@@ -48,7 +48,10 @@ class StsIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMeter:
-    """A meter to register. `register_end_wh` is where its register rolls over."""
+    """A meter to register.
+
+    Its register rolls over at `register_end_wh`; one that has `can_limit` limits the load where others cut it.
+    """
 
     serial: str
     make: str = ""
@@ -56,6 +59,7 @@ class NewMeter:
     rated_w: int
     register_end_wh: int
     custody: str = "licensee"
+    can_limit: bool = False
     sts: StsIdentity | None = None
 
 
@@ -99,6 +103,7 @@ async def add_meter(conn: AsyncConnection, meter: NewMeter) -> bool:
         "rated_w": meter.rated_w,
         "register_end_wh": meter.register_end_wh,
         "custody": meter.custody,
+        "can_limit": meter.can_limit,
         **identity,
     }
     cursor = await conn.execute(sql("add_meter"), parameters)

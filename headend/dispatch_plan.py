@@ -10,7 +10,7 @@ The rules; the first that holds decides:
 | no port for the meter's transport                               | waits, is looked at again every minute      |
 | the meter did it, and named the other position of its relay     | ordered anew, since an epoch is done once   |
 | the same was done before; the meter has contradicted it since   | waits out the grace and the time in between |
-| a cut-off outside the hours of its scheme                       | waits for them                              |
+| a cut-off or load limit outside the hours of its scheme         | waits for them                              |
 | an alarm or threshold while another command is on its way       | waits for that one                          |
 | any other                                                       | leaves                                      |
 """
@@ -48,7 +48,8 @@ class DueOrder:
 
     Units: milliseconds by the database's clock, below 0 if that has been set back. `same_before_ms` is the age of the
     meter's previous supply order if that asked for the same and was done; `busy_ms` is how long another command of
-    the meter is still on its way. None where there is none. `area` and `category` matter to a cut-off only.
+    the meter is still on its way. None where there is none. `category` matters to cut-offs and load limits, `area` to
+    cut-offs only.
     """
 
     id: int
@@ -65,13 +66,18 @@ class DueOrder:
 
     @property
     def is_cut_off(self) -> bool:
-        """Tell whether the order takes supply away, whole or but for a small load."""
+        """Tell whether the order takes supply away as a whole: its area has limits."""
+        return self.kind == "supply" and self.relay == "off"
+
+    @property
+    def has_hours(self) -> bool:
+        """Tell whether the order takes supply away, whole or but for a small load: its scheme has hours for that."""
         return self.kind == "supply" and self.relay != "on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hours:
-    """Whether a cut-off may leave now: if so, when its command must have expired; if not, how long until it may.
+    """Whether supply may be cut or limited now: if so, when the command must have expired; if not, how long until then.
 
     Invariants: None means never, of the instants that are looked at.
     """
@@ -153,7 +159,7 @@ class SendPlan:
     """What becomes of the orders that are due.
 
     Invariants: each due order stands in exactly one of `send`, `put_off`, `anew`; `send` is in the order in which they
-    came; `closes_ms` has the cut-offs to send whose command must have expired at an instant.
+    came; `closes_ms` has the cut-offs and load limits to send whose command must have expired at an instant.
     """
 
     send: list[DueOrder] = field(default_factory=list)
@@ -184,7 +190,7 @@ def plan_sends(
     sent_to: set[int] = set()
     for order in due:
         hours = None
-        if order.is_cut_off:
+        if order.has_hours:
             category = order.category or ""
             if category not in known:
                 known[category] = hours_of(category)

@@ -44,7 +44,7 @@ group by m.make order by m.make
 -- limited_areas: areas whose cut-offs a limit holds back now, and how many wait
 select l.area, l.kind, l.raised_at, l.sent, l.most,
        (select count(*) from supply_orders o
-        where o.area = l.area and o.relay <> 'on' and o.state in ('pending', 'sent')
+        where o.area = l.area and o.relay = 'off' and o.state in ('pending', 'sent')
           and o.next_try_at <= clock_timestamp()) as waiting
 from supply_alarms l where l.ended_at is null
 order by l.kind desc, l.area
@@ -91,4 +91,4 @@ update cut_off_areas set counted_from = clock_timestamp() where area = %(area)s
 
 -- waiting_cut_offs: how many cut-offs of an area are due
 select count(*) from supply_orders
-where area = %(area)s and relay <> 'on' and state in ('pending', 'sent') and next_try_at <= clock_timestamp()
+where area = %(area)s and relay = 'off' and state in ('pending', 'sent') and next_try_at <= clock_timestamp()

@@ -15,6 +15,17 @@ cross join lateral (
 ) o
 order by o.next_try_at, o.id limit %(most)s
 
+-- due_load_limits: orders that limit the load, due now: they wait for their hours, not for the limits of an area
+select o.id
+from unnest(%(shards)s::smallint[]) as s(shard)
+cross join lateral (
+    select r.id, r.next_try_at from supply_orders r
+    where r.shard = s.shard and r.relay = 'limited' and r.state in ('pending', 'sent')
+      and r.next_try_at <= clock_timestamp()
+    order by r.next_try_at limit %(of_shard)s
+) o
+order by o.next_try_at, o.id limit %(most)s
+
 -- due_messages: alarms and thresholds due now; of a meter the oldest
 select distinct on (o.meter_id) o.id
 from unnest(%(shards)s::smallint[]) as s(shard)
@@ -29,17 +40,17 @@ order by o.meter_id, o.epoch limit %(most)s
 -- waiting_areas: some areas with a cut-off due now, any, and whether they have a row to count in; one step for each
 -- area with an open cut-off
 with recursive open_areas as (
-    select min(o.area) as area from supply_orders o where o.relay <> 'on' and o.state in ('pending', 'sent')
+    select min(o.area) as area from supply_orders o where o.relay = 'off' and o.state in ('pending', 'sent')
     union all
     select (select min(o.area) from supply_orders o
-            where o.relay <> 'on' and o.state in ('pending', 'sent') and o.area > a.area)
+            where o.relay = 'off' and o.state in ('pending', 'sent') and o.area > a.area)
     from open_areas a where a.area is not null
 )
 select a.area, exists (select from cut_off_areas k where k.area = a.area) from open_areas a
 where a.area is not null
   and exists (
       select from supply_orders o
-      where o.area = a.area and o.relay <> 'on' and o.state in ('pending', 'sent')
+      where o.area = a.area and o.relay = 'off' and o.state in ('pending', 'sent')
         and o.next_try_at <= clock_timestamp() and o.shard = any(%(shards)s))
 order by random() limit %(areas_most)s
 
@@ -77,7 +88,7 @@ select o.id
 from unnest(%(areas)s::text[], %(numbers)s::integer[]) as a(area, number)
 cross join lateral (
     select r.id, r.next_try_at from supply_orders r
-    where r.area = a.area and r.relay <> 'on' and r.state in ('pending', 'sent')
+    where r.area = a.area and r.relay = 'off' and r.state in ('pending', 'sent')
       and r.next_try_at <= clock_timestamp() and r.shard = any(%(shards)s)
     order by r.next_try_at, r.id limit a.number
 ) o
@@ -161,7 +172,8 @@ update supply_orders o set state = 'sent', attempts = o.attempts + 1,
                 %(backoff_s_first)s * power(2, least(o.attempts, 20)))
 from claimed c, meters m
 where o.id = c.id and m.id = o.meter_id
-returning o.id, m.serial, m.transport, o.area, o.kind, o.epoch, o.relay, o.level, o.balance_minor, o.threshold_minor
+returning o.id, m.serial, m.transport, o.area, o.kind, o.epoch, o.relay, o.limit_w, o.level, o.balance_minor,
+          o.threshold_minor
 
 -- mark_published: note when orders left for their meters; those that somebody is changing are noted later
 with free as (
@@ -185,7 +197,7 @@ update supply_alarms l set ended_at = clock_timestamp()
 where l.kind = 'capped' and l.ended_at is null
   and (not exists (
           select from supply_orders o
-          where o.area = l.area and o.relay <> 'on' and o.state in ('pending', 'sent')
+          where o.area = l.area and o.relay = 'off' and o.state in ('pending', 'sent')
             and o.next_try_at <= clock_timestamp())
        or exists (select from supply_alarms h where h.area = l.area and h.kind = 'held' and h.ended_at is null))
 returning l.area

@@ -39,6 +39,7 @@ class StateCache:
         self._feed_from = 0
         self._feed_read = 0
         self._left = 0
+        self._refreshed: dict[str, int] = {}
 
     def own(self, leases: Iterable[Lease]) -> None:
         """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood.
@@ -107,9 +108,15 @@ class StateCache:
         part = newer[:ACCOUNTS_PER_REFRESH]
         self._left = len(newer) - len(part)
         await self._read(conn, part)
+        self._refreshed = {self._serial_of[each]: each for each in part if each in self._serial_of}
         if len(part) == len(newer):
             self._feed_read = row[0]
         return sorted(account_id for account_id in part if self._needs_look(account_id))
+
+    @property
+    def refreshed(self) -> dict[str, int]:
+        """The accounts that the last refresh has read again, by their meters' serials."""
+        return self._refreshed
 
     @property
     def left(self) -> int:

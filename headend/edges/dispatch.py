@@ -270,6 +270,7 @@ def _payload(order: Claimed, expires_ms: int) -> bytes:
             epoch=order.epoch,
             kind=OrderKind(order.kind),
             relay=None if order.relay is None else Relay(order.relay),
+            limit_w=order.limit_w,
             level=order.level,
             balance_minor=order.balance_minor,
             threshold_minor=order.threshold_minor,

@@ -1,7 +1,8 @@
 """What the dispatcher reads and writes in one round: orders that are due, limits by area, claims.
 
 Stage: inside the round's transaction, after its leases were fenced. Every statement is bounded, however many orders
-wait: restores, cut-offs and messages are found each in a lane of their own, cut-offs by area. No row is waited for.
+wait: restores, cut-offs, load limits and messages are found each in a lane of their own, cut-offs by area. No row is
+waited for.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ SWEEP_MAX = 5_000
 class Due:
     """What one round has to decide on.
 
-    Invariants: `orders` are restores, then cut-offs, then messages; `areas` has each area of a cut-off among them, its
-    row locked; `new_areas` have no row yet; `clock` is the database's; `more` tells that others may be due as well.
+    Invariants: `orders` are restores, then cut-offs, load limits, messages; `areas` has each area of a cut-off among
+    them, its row locked; `new_areas` have no row yet; `clock` is the database's; `more` tells that others may be due.
     """
 
     orders: Sequence[DueOrder]
@@ -59,6 +60,7 @@ class Claimed:
     kind: str
     epoch: int
     relay: str | None
+    limit_w: int | None
     level: str | None
     balance_minor: int
     threshold_minor: int | None
@@ -71,14 +73,17 @@ async def find_due(conn: AsyncConnection, shards: Sequence[int], limits: CutOffL
     async with conn.pipeline():
         clock = await conn.execute(sql("database_clock"))
         restores = await conn.execute(sql("due_restores"), lane)
+        limits_due = await conn.execute(sql("due_load_limits"), lane)
         messages = await conn.execute(sql("due_messages"), lane)
         waiting = await conn.execute(sql("waiting_areas"), {"shards": list(shards), "areas_most": AREAS_MAX})
-    restore_ids, message_ids = [row[0] for row in await restores.fetchall()], [r[0] for r in await messages.fetchall()]
+    restore_ids, limit_ids, message_ids = [
+        [row[0] for row in await cursor.fetchall()] for cursor in (restores, limits_due, messages)
+    ]
     found = await waiting.fetchall()
     names = [name for name, known in found if known]
     areas = await _lock_and_count(conn, names, limits) if names else {}
     cut_off_ids = await _due_cut_offs(conn, shards, areas, limits) if areas else []
-    ids = [*restore_ids, *cut_off_ids, *message_ids][:ORDERS_MAX]
+    ids = [*restore_ids, *cut_off_ids, *limit_ids, *message_ids][:ORDERS_MAX]
     now = await clock.fetchone()
     assert now is not None, "database_clock returns one row"
     return Due(
@@ -86,7 +91,7 @@ async def find_due(conn: AsyncConnection, shards: Sequence[int], limits: CutOffL
         areas=areas,
         new_areas=[name for name, known in found if not known],
         clock=now[0],
-        more=max(len(restore_ids), len(message_ids), len(cut_off_ids)) >= min(of_shard, ORDERS_MAX),
+        more=max(map(len, (restore_ids, limit_ids, message_ids, cut_off_ids))) >= min(of_shard, ORDERS_MAX),
     )
 
 
@@ -132,7 +137,7 @@ async def claim(conn: AsyncConnection, ids: Sequence[int], limits: CutOffLimits)
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("send_orders"), parameters)
         claimed = [Claimed(**row) for row in await rows.fetchall()]
-    cut_offs = Counter(order.area for order in claimed if order.kind == "supply" and order.relay != "on")
+    cut_offs = Counter(order.area for order in claimed if order.kind == "supply" and order.relay == "off")
     if cut_offs:
         counted = {"areas": list(cut_offs), "numbers": list(cut_offs.values()), "minute_s": limits.minute_s}
         await conn.execute(sql("count_cut_offs"), counted)

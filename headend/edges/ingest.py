@@ -11,10 +11,12 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 import structlog
 from psycopg import AsyncConnection, InterfaceError, OperationalError
@@ -30,7 +32,7 @@ from db.readings import ensure_partitions, partition_days
 from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
 from headend.edges.calendar_sweep import CalendarSweep
-from headend.edges.commit import encode_plan, settle_account, write_batch
+from headend.edges.commit import Batch, encode_plan, reconsider, settle_account, write_batch
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
 from headend.pipeline import Plan, Received, receive, slices
@@ -67,8 +69,24 @@ class IngestSettings:
     clock: Callable[[], int] = wall_ms
 
 
+@dataclass(slots=True, kw_only=True)
+class _Load:
+    """Messages in hand: decoded, cut into transactions, acknowledged when the last one is committed."""
+
+    messages: Sequence[StreamMessage]
+    parts: deque[Sequence[Received]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ahead:
+    """What is written next, planned already; the meters it is about, by serial."""
+
+    batch: Batch
+    serials: set[str]
+
+
 class Ingest:
-    """One ingest process.
+    """One ingest process. While the database writes a transaction, the next is decoded and planned.
 
     Invariants: a message is acknowledged only after the commit of the batch that stored it; states in the cache are
     those of the database at the last commit or forgotten; nothing is written for a shard without its lease.
@@ -85,7 +103,10 @@ class Ingest:
         self._sweep = CalendarSweep(self._rules)
         self._leases: dict[int, Lease] = {}
         self._reading: set[int] = set()
-        self._batch: list[StreamMessage] = []
+        self._load: _Load | None = None
+        self._next: _Load | None = None
+        self._ahead: _Ahead | None = None
+        self._stop = asyncio.Event()
         self._days: set[date] = set()
         self._renew_at_s = 0.0
         self._take_at_s = 0.0
@@ -93,6 +114,7 @@ class Ingest:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set; outages of database and broker are waited out."""
+        self._stop = stop
         async with StreamReader.connect(self._settings.nats_url, ack_wait_s=self._settings.ack_wait_s) as reader:
             while not stop.is_set():
                 try:
@@ -107,7 +129,7 @@ class Ingest:
                     # The commit may have happened or not: forget what we know, take the same messages again. A
                     # session that was ended because we were paused inside its transaction is told so in its own way.
                     _log.warning("database_away", detail=str(error).strip()[:200], retry_s=self._retry_s)
-                    self._cache.clear()
+                    self._know_nothing()
                     await self._backoff(stop)
 
     async def _session(self, reader: StreamReader, stop: asyncio.Event) -> None:
@@ -124,17 +146,19 @@ class Ingest:
             self._days = await partition_days(conn)
             # At once: a taker ends the session that is noted with a lease that ran out, and that is this one now.
             self._renew_at_s = 0.0
-            while not stop.is_set():
+            # What was taken ahead is stored before the end: else it would come to the next owner only after a wait.
+            while not stop.is_set() or self._load is not None:
                 await self._keep_leases(conn, reader)
-                if not self._batch:
-                    self._batch = await reader.take(
+                if self._load is None:
+                    messages = await reader.take(
                         messages_max=BATCH_MESSAGES_MAX, bytes_max=BATCH_BYTES_MAX, wait_s=IDLE_WAIT_S
                     )
-                if self._batch:
-                    await self._store(conn, reader, self._batch)
+                    self._load = _decoded(messages) if messages else None
+                if self._load is not None:
+                    await self._store(conn, reader, self._load)
                     # Only after the commit: the broker resends on a crash and the key drops the copy.
-                    await reader.acknowledge(self._batch)
-                    self._batch = []
+                    await reader.acknowledge(self._load.messages)
+                    self._load, self._next = self._next, None
                 await self._follow_up(conn)
             await self._refresh(conn)
             await self._save_feed_position(conn)
@@ -182,51 +206,88 @@ class Ingest:
         self._leases.clear()
         self._reading.clear()
         self._cache = StateCache(self._settings.calendar)
-        self._batch = []
+        self._load = self._next = self._ahead = None
         await reader.own(set(), leftovers=False)
 
-    async def _store(self, conn: AsyncConnection, reader: StreamReader, batch: Sequence[StreamMessage]) -> None:
-        """Decode a batch and write it, in one transaction unless it holds very many readings."""
-        received = [receive(m.shard, m.topic, m.payload, m.stored_at_ms) for m in batch]
-        for number, part in enumerate(slices(received, READINGS_PER_TRANSACTION_MAX)):
-            if number or len(batch) >= BATCH_MESSAGES_MAX:
-                # Under a backlog a batch has waited behind another: it must not be sent again meanwhile.
-                await reader.in_progress(batch)
-            await self._store_part(conn, part)
+    def _know_nothing(self) -> None:
+        """Forget all states, and what was planned by them."""
+        self._cache.clear()
+        self._ahead = None
 
-    async def _store_part(self, conn: AsyncConnection, received: Sequence[Received]) -> None:
-        """Plan messages and write them in one transaction."""
+    async def _store(self, conn: AsyncConnection, reader: StreamReader, load: _Load) -> None:
+        """Write messages, in one transaction unless they hold very many readings."""
+        several = len(load.parts) > 1 or len(load.messages) >= BATCH_MESSAGES_MAX
+        while load.parts:
+            if several:
+                # Under a backlog a batch has waited behind another: it must not be sent again meanwhile.
+                await reader.in_progress([*load.messages, *(self._next.messages if self._next else ())])
+            await self._store_part(conn, reader, load)
+            load.parts.popleft()
+
+    async def _store_part(self, conn: AsyncConnection, reader: StreamReader, load: _Load) -> None:
+        """Write the first part of some messages in one transaction, planned if it is not yet."""
         began_s = time.monotonic()
         await self._refresh(conn)
-        serials = {message.uplink.serial for message in received if message.uplink is not None}
+        received = load.parts[0]
         for attempt in ("known", "reread"):
-            await self._cache.load(conn, serials)
-            made = plan_batch(received, self._cache.table, self._settings.calendar)
-            await self._make_partitions(conn, made)
-            batch = encode_plan(made)
+            batch = self._ahead.batch if self._ahead else await self._plan(conn, received)
+            self._ahead = None
+            meanwhile = partial(self._plan_ahead, reader, load, batch.made)
             try:
-                await write_batch(conn, batch, owner=self._owner, leases=self._leases, rules=self._rules)
+                await write_batch(
+                    conn, batch, owner=self._owner, leases=self._leases, rules=self._rules, meanwhile=meanwhile
+                )
                 break
             except UniqueViolation:
                 # A reading we thought new is there: what we knew was old. Read everything again, once.
-                self._cache.clear()
+                self._know_nothing()
                 if attempt == "reread":
                     raise
-        self._cache.adopt(made)
-        self._cache.amend(batch.amended)
+        self._learn(batch)
         took_s = time.monotonic() - began_s
-        self._metrics.batch_stored(made.counts, len(received), received[-1].stored_at_ms, took_s)
+        self._metrics.batch_stored(batch.made.counts, len(received), received[-1].stored_at_ms, took_s)
 
-    async def _make_partitions(self, conn: AsyncConnection, made: Plan) -> None:
-        """Make missing day partitions before the transaction, never inside it."""
-        days = {row.read_at.date() for row in made.rows}
-        if made.ordinary is not None:
-            days |= {from_ms(day * DAY_MS).date() for day in set((made.ordinary.columns.at_ms // DAY_MS).tolist())}
-        days |= {late.row.read_at.date() for late in made.late if in_late_window(late.meter, late.at_ms)}
-        missing = days - self._days
+    async def _plan(self, conn: AsyncConnection, received: Sequence[Received]) -> Batch:
+        """Plan messages with states read where they are not known, and make the partitions that are missing."""
+        await self._cache.load(conn, _serials(received))
+        made = plan_batch(received, self._cache.table, self._settings.calendar)
+        missing = _days(made) - self._days
         if missing:
+            # Before the transaction, never inside it.
             await ensure_partitions(conn, missing)
             self._days |= missing
+        return encode_plan(made)
+
+    def _plan_ahead(self, reader: StreamReader, load: _Load, written: Plan) -> None:
+        """Plan what comes after a batch as if it were committed; if it is not, all of this is forgotten.
+
+        Only what needs nothing from the database: all meters known, all partitions there.
+        """
+        received = self._following(reader, load)
+        serials = _serials(received)
+        if not received or written.stale_serials or not serials <= self._cache.table.place_of.keys():
+            return
+        self._cache.adopt(written)
+        made = plan_batch(received, self._cache.table, self._settings.calendar)
+        if _days(made) <= self._days:
+            self._ahead = _Ahead(batch=encode_plan(made), serials=serials)
+
+    def _following(self, reader: StreamReader, load: _Load) -> Sequence[Received]:
+        """Return what is stored after the part that is being written; nothing if nothing is here, or we are to end."""
+        if len(load.parts) > 1:
+            return load.parts[1]
+        if self._next is None and not self._stop.is_set():
+            messages = reader.take_here(messages_max=BATCH_MESSAGES_MAX, bytes_max=BATCH_BYTES_MAX)
+            self._next = _decoded(messages) if messages else None
+        return self._next.parts[0] if self._next else ()
+
+    def _learn(self, batch: Batch) -> None:
+        """Take over what a committed batch has left; what was planned meanwhile has done so with the most of it."""
+        if self._ahead is None:
+            self._cache.adopt(batch.made)
+        else:
+            reconsider(self._ahead.batch, batch.amended)
+        self._cache.amend(batch.amended)
 
     async def _follow_up(self, conn: AsyncConnection) -> None:
         """After a batch or a pause: read the feed, settle what batches would not wait for."""
@@ -235,10 +296,16 @@ class Ingest:
         for account_id, _ in await cursor.fetchall():
             await settle_account(conn, account_id, rules=self._rules)
         if await self._sweep.step(conn, self._leases):
-            self._cache.clear()
+            self._know_nothing()
 
     async def _refresh(self, conn: AsyncConnection) -> None:
-        for account_id in await self._cache.refresh(conn, self._leases):
+        """Read the change feed, and look at every account in it: now, and again with what is planned already."""
+        crossing = await self._cache.refresh(conn, self._leases)
+        if self._ahead is not None:
+            changed = self._cache.refreshed
+            again = {account_id for serial, account_id in changed.items() if serial in self._ahead.serials}
+            self._ahead.batch.made.candidates.update(again)
+        for account_id in crossing:
             await settle_account(conn, account_id, rules=self._rules)
 
     async def _save_feed_position(self, conn: AsyncConnection) -> None:
@@ -253,3 +320,20 @@ class Ingest:
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), retry_s)
+
+
+def _decoded(messages: Sequence[StreamMessage]) -> _Load:
+    received = [receive(m.shard, m.topic, m.payload, m.stored_at_ms) for m in messages]
+    return _Load(messages=messages, parts=deque(slices(received, READINGS_PER_TRANSACTION_MAX)))
+
+
+def _serials(received: Iterable[Received]) -> set[str]:
+    return {message.uplink.serial for message in received if message.uplink is not None}
+
+
+def _days(made: Plan) -> set[date]:
+    """Return the days whose partitions a plan needs."""
+    days = {row.read_at.date() for row in made.rows}
+    if made.ordinary is not None:
+        days |= {from_ms(day * DAY_MS).date() for day in set((made.ordinary.columns.at_ms // DAY_MS).tolist())}
+    return days | {late.row.read_at.date() for late in made.late if in_late_window(late.meter, late.at_ms)}

@@ -154,9 +154,10 @@ def compose(message: Outgoing, *, sender: str) -> EmailMessage:
     mail["Subject"] = message.subject
     mail["Message-ID"] = f"<{message.message_id}>"
     mail["Date"] = format_datetime(from_ms(message.created_ms))
-    mail["Content-Language"] = message.language
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(message.body)
+    # Setting content drops the headers about the one before.
+    mail["Content-Language"] = message.language
     return mail
 
 

@@ -251,6 +251,13 @@ class StreamReader:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), min(left_s, _RENEW_EVERY_S))
 
+    def take_here(self, *, messages_max: int, bytes_max: int) -> list[StreamMessage]:
+        """Give what is here, up to the caps, without waiting; nothing while the order has to be looked at first."""
+        self._wanted_until_s = time.monotonic() + _PULL_EXPIRES_S
+        if self._look_again or not any(lane.buffer for lane in self._lanes.values()):
+            return []
+        return self._drain(messages_max=messages_max, bytes_max=bytes_max)
+
     async def acknowledge(self, messages: Sequence[StreamMessage]) -> None:
         """Tell the broker to forget these; call after the commit that stored them.
 

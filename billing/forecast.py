@@ -12,7 +12,7 @@ Every rounding makes the credit end earlier, never later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from enum import StrEnum
@@ -28,15 +28,19 @@ from billing.terms import ONE_DAY, part_lines
 USE_DAYS = 7
 # Two days are no habit: a feast and the day after it would say that credit ends this week.
 USE_DAYS_MIN = 3
+# Days among which the latest complete ones are looked for: older ones are of another season.
+RECENT_DAYS = 30
 # A year ahead, tariff and season are others: no day is named.
 AHEAD_DAYS_MAX = 366
 PERCENT_MAX = 100
 # A warning a quarter ahead is the longest that anybody recharges for.
 WARN_DAYS_MAX = 90
+# Who is warned five times on the way down has been warned.
+THRESHOLDS_MAX = 5
 
 
 class BadThreshold(BillingError):
-    """No balance, days or percentage to be warned at."""
+    """No balance, days or percentage to be warned at, or no list of such."""
 
     code = "bad_threshold"
 
@@ -120,6 +124,19 @@ def make_threshold(kind: ThresholdKind, value: int) -> Threshold:
     if not good:
         raise BadThreshold(f"threshold by {kind.value}: expected {expected}, got {value}")
     return Threshold(kind=kind, value=value)
+
+
+def make_thresholds(wanted: Sequence[Threshold]) -> tuple[Threshold, ...]:
+    """Check all thresholds that somebody asks for together.
+
+    Raises: BadThreshold for more than THRESHOLDS_MAX, or two that are equal.
+    """
+    if len(wanted) > THRESHOLDS_MAX:
+        raise BadThreshold(f"thresholds: expected at most {THRESHOLDS_MAX}, got {len(wanted)}")
+    for place, each in enumerate(wanted):
+        if each in wanted[:place]:
+            raise BadThreshold(f"thresholds: expected no two equal, got {each.value} by {each.kind.value} twice")
+    return tuple(wanted)
 
 
 def present_use(days: Iterable[UsedDay], *, most: int = USE_DAYS) -> PresentUse | None:

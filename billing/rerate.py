@@ -194,10 +194,9 @@ def crossing_of(levels: Levels, before_minor: int, after_minor: int) -> Crossing
     was, will_be = is_exhausted(levels, before_minor), is_exhausted(levels, after_minor)
     if was is not will_be:
         return Crossing.EXHAUSTED if will_be else Crossing.RESTORED
-    low_minor = levels.threshold_minor
-    if low_minor is not None and after_minor <= low_minor < before_minor:
-        return Crossing.LOW
-    return Crossing.NONE
+    own = () if levels.threshold_minor is None else (levels.threshold_minor,)
+    warn_at = (*own, *(each.level_minor for each in levels.thresholds))
+    return Crossing.LOW if any(after_minor <= level < before_minor for level in warn_at) else Crossing.NONE
 
 
 def levy_split(

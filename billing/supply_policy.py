@@ -19,7 +19,8 @@ The policy; the first row that holds decides:
 | 9   | within a window, the scheme limits and the meter is able to | limited             | limited                   |
 | 10  | within a window                                             | off                 | cut                       |
 
-A window that closes restores nothing (row 6): protection is from being cut, not from having been cut.
+A window that closes restores nothing (row 6): protection is from being cut, not from having been cut. An account that
+is limited under a scheme that no longer limits is decided as one that is on.
 
 Source: PSERC Supply Code 2024 items 17 and 23 (R-17iii, R-23); the schemes name their own.
 """
@@ -303,9 +304,11 @@ def desired_supply(standing: Standing, *, scheme: Scheme, at_ms: int, calendar: 
     kept = _kept_on(standing, scheme)
     if kept is not None:
         return Verdict(supply=Supply.ON, reason=kept)
-    if standing.now is not Supply.ON:
-        reason = Reason.STILL_LIMITED if standing.now is Supply.LIMITED else Reason.STILL_OFF
-        return Verdict(supply=standing.now, reason=reason)
+    limits = scheme.limit_w is not None and standing.can_limit
+    if standing.now is Supply.OFF:
+        return Verdict(supply=Supply.OFF, reason=Reason.STILL_OFF)
+    if standing.now is Supply.LIMITED and limits:
+        return Verdict(supply=Supply.LIMITED, reason=Reason.STILL_LIMITED)
     exhausted_at_ms = at_ms if standing.exhausted_at_ms is None else standing.exhausted_at_ms
     emergency_ms = emergency_ends_ms(scheme, exhausted_at_ms, calendar)
     if at_ms < emergency_ms:
@@ -313,7 +316,7 @@ def desired_supply(standing: Standing, *, scheme: Scheme, at_ms: int, calendar: 
     opens_ms = next_cut_ms(scheme, at_ms, calendar)
     if opens_ms != at_ms:
         return Verdict(supply=Supply.ON, reason=Reason.PROTECTED, until_ms=opens_ms)
-    if scheme.limit_w is not None and standing.can_limit:
+    if limits:
         return Verdict(supply=Supply.LIMITED, reason=Reason.LIMITED)
     return Verdict(supply=Supply.OFF, reason=Reason.CUT)
 

@@ -16,6 +16,7 @@ from psycopg.rows import class_row, dict_row
 
 from billing.calendar import LocalCalendar, from_ms, next_period, period_of, to_ms
 from billing.forecast import (
+    RECENT_DAYS,
     Forecast,
     PresentUse,
     Threshold,
@@ -46,8 +47,6 @@ PAGE_DAYS_MAX = 400
 PAGE_MONTHS_MAX = 13
 # 400 days of use leave room for 24 payments and corrections a day: more is no consumer's account.
 ENTRIES_MAX = 10_000
-# Days among which the latest complete ones are looked for: older ones are of another season.
-RECENT_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,8 +294,8 @@ async def read_wishes(conn: AsyncConnection, account_id: int, calendar: LocalCal
         view = await _view(conn, account_id, calendar)
         cursor = await conn.execute(sql("consumer_thresholds"), {"account_id": account_id})
         wishes = [
-            Wish(threshold=Threshold(kind=ThresholdKind(kind), value=value), warns_at_minor=level_minor, rung=raised)
-            for kind, value, level_minor, raised in await cursor.fetchall()
+            Wish(threshold=Threshold(kind=ThresholdKind(kind), value=value), warns_at_minor=level_minor, rung=rung)
+            for kind, value, level_minor, rung in await cursor.fetchall()
         ]
     amount_minor = view.levels.threshold_minor
     if amount_minor is not None:

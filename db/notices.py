@@ -26,7 +26,7 @@ from db.named import sql
 
 # Any constant will do; it only has to be the same in every process of this product.
 _PLAN_KEY = 7_405_206_107
-# 500 notices are planned in some 30 ms; vends and ingest wait for none of the rows.
+# 500 notices are planned in some 80 ms (2026-11-22); vends and ingest wait for none of the rows.
 PLAN_MOST = 500
 ID_MAX = 2**63 - 1
 # Who asks for a dead message to be tried again gets a day of tries.

@@ -127,7 +127,7 @@ class OpenOrders:
 class SupplyStatus:
     """Supply of the whole installation.
 
-    Shape: `matrix` counts accounts by desired and reported supply (`on`, `off`, `unknown`).
+    Shape: `matrix` counts accounts by desired and reported supply (`on`, `limited`, `off`, `unknown`).
     """
 
     matrix: dict[str, dict[str, int]]

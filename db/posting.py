@@ -24,7 +24,7 @@ from billing.terms import BillPart, Terms
 from billing.zones import zone_clock
 from db.accounts import AccountView, day_demands, look, points_around, posted_periods
 from db.errors import UnknownAccount
-from db.further_levels import levels_after_recharge, save_further_levels
+from db.further_levels import levels_by_recharge, save_further_levels
 from db.named import sql
 from db.notices import write_notices
 from db.orders import (
@@ -99,13 +99,11 @@ async def post_money(
 ) -> Posted:
     """Book a money event: a vend, reversal, opening credit, adjustment and so on. Minor units, signed."""
     journal = money_journal(kind, amount_minor, reason, about_id=about_id, correction_id=correction_id)
-    before, levels = view.checkpoint, view.levels
-    if kind is JournalKind.VEND:
-        levels = await levels_after_recharge(conn, view.id, levels, amount_minor)
+    before = view.checkpoint
     change = Change(
         journals=(journal,),
         checkpoint=replace(before, posted_minor=before.posted_minor + journal.prepaid_minor),
-        levels=levels,
+        levels=view.levels,
         cause=kind.value,
         may_rearm=True,
         recharge_minor=amount_minor if kind is JournalKind.VEND else 0,
@@ -187,18 +185,20 @@ async def write_change(
 ) -> Posted:
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed. Under the account's lock."""
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
-    decision = _decide(view, change.levels, balance_minor, change, rules, now_ms)
+    levels = await levels_by_recharge(conn, view.id, change.levels, change.journals)
+    decision = _decide(view, levels, balance_minor, change, rules, now_ms)
     journal_ids = await _add_journals(conn, view.id, change.journals)
     await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
     await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
     await save_further_levels(conn, {view.id: (view.levels, decision.levels)})
+    if change.threshold_changed or _warns_again(levels, decision.levels):
+        # The alarm tells the meter its threshold, too, unless there is none any more.
+        low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
+        if not low_raised or decision.levels.threshold_minor is None:
+            await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
     for raised in decision.raised:
         await raise_alarm(conn, view, raised, decision.levels, balance_minor)
     await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
-    rearmed = decision.levels.low_arm > change.levels.low_arm
-    low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
-    if (change.threshold_changed or rearmed) and not low_raised:
-        await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
     notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
     if notices:
         await write_notices(conn, [(view.id, facts) for facts in notices])
@@ -216,6 +216,12 @@ def _decide(
         now_ms=now_ms,
         calendar=rules.calendar,
     )
+
+
+def _warns_again(before: Levels, after: Levels) -> bool:
+    """Tell whether a warning that the meter may show has ended: its level is armed again."""
+    pairs = zip(before.thresholds, after.thresholds, strict=True)
+    return after.low_arm > before.low_arm or any(will_be.arm > was.arm for was, will_be in pairs)
 
 
 async def _notices(

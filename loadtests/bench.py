@@ -20,12 +20,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
-from pathlib import Path
 from statistics import median
 from typing import Final
 from urllib.parse import urlsplit
 
-import nats
 import uvloop
 from psycopg import AsyncConnection
 
@@ -39,7 +37,7 @@ from db.registry import NewAccount, NewMeter, add_meter, open_account
 from db.reports import BatchTotals, accounts_of_meters, batch_totals, count_lost
 from headend.edges.ingest import BATCH_MESSAGES_MAX
 from headend.edges.stream import stream_backlog
-from loadtests.bench_machine import cpu_seconds, file_system, machine_facts, measured_at
+from loadtests.bench_machine import cpu_seconds, machine_facts, measured_at, parts_facts
 from loadtests.scratch import BenchError, scratch_settings
 from meter_sim.edges.bulk import BulkPublisher
 from prepaid.processes import calendar_of
@@ -145,7 +143,7 @@ def bench_ingest(settings: Settings, load: IngestLoad, progress: Progress) -> di
         "benchmark": "ingest",
         "measured_at": measured_at(),
         "machine": facts | parts["machine"],
-        "settings": parts["settings"],
+        "settings": parts["settings"] | _ingest_settings(),
         "work_per_reading": list(WORK_PER_READING),
         "meters": load.meters,
         "accounts_seconds": round(accounts_s, 1),
@@ -238,7 +236,7 @@ async def _measure(
     """Register the meters, let ingest get to know them, then run every case."""
     meters, start_ms = cases[0].meters, cases[0].start_ms
     async with _database(system.parts.database_url) as conn:
-        parts = await _parts_facts(conn, system.parts.nats_url)
+        parts = await parts_facts(conn, system.parts.nats_url, SETTINGS_SHOWN)
         for case in cases:
             await ensure_partitions(conn, _days(case))
         began_s = time.monotonic()
@@ -401,28 +399,11 @@ async def _transactions(conn: AsyncConnection) -> int:
     return int(row[0])
 
 
-async def _parts_facts(conn: AsyncConnection, nats_url: str) -> dict[str, dict[str, object]]:
-    """Return versions and settings of the database and the broker."""
-    cursor = await conn.execute(
-        "select name, current_setting(name) from unnest(%s::text[]) name",
-        (["server_version", "data_directory", *SETTINGS_SHOWN],),
-    )
-    shown: dict[str, str] = dict(await cursor.fetchall())
-    client = await nats.connect(nats_url)
-    version = client.connected_server_version
-    await client.close()
+def _ingest_settings() -> dict[str, object]:
     return {
-        "machine": {
-            "postgresql": shown["server_version"],
-            "nats_server": f"{version.major}.{version.minor}.{version.patch}",
-            "file_system": file_system(Path(shown["data_directory"])),
-        },
-        "settings": {
-            **{name: shown[name] for name in SETTINGS_SHOWN},
-            "ingest_processes": 1,
-            "batch_messages_max": BATCH_MESSAGES_MAX,
-            "mqtt_connections": MQTT_CONNECTIONS,
-        },
+        "ingest_processes": 1,
+        "batch_messages_max": BATCH_MESSAGES_MAX,
+        "mqtt_connections": MQTT_CONNECTIONS,
     }
 
 

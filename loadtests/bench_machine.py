@@ -1,14 +1,19 @@
 """What a measured figure was measured on: facts of the machine, its load and the disk below a folder.
 
-Stage: beside every benchmark. Reads the system only; never a host name or a user name.
+Stage: beside every benchmark. Reads the system, and asks the parts of a run what they are; never a host name or a
+user name.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+import nats
+from psycopg import AsyncConnection
 
 
 def machine_facts() -> dict[str, object]:
@@ -39,15 +44,54 @@ def file_system(folder: Path) -> str:
     return max(holding)[2] if holding else "unknown"
 
 
+async def parts_facts(conn: AsyncConnection, nats_url: str, shown: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Return versions of the database and the broker under `machine`, and some settings of the database."""
+    cursor = await conn.execute(
+        "select name, current_setting(name) from unnest(%s::text[]) name",
+        (["server_version", "data_directory", *shown],),
+    )
+    found: dict[str, str] = dict(await cursor.fetchall())
+    client = await nats.connect(nats_url)
+    version = client.connected_server_version
+    await client.close()
+    return {
+        "machine": {
+            "postgresql": found["server_version"],
+            "nats_server": f"{version.major}.{version.minor}.{version.patch}",
+            "file_system": file_system(Path(found["data_directory"])),
+        },
+        "settings": {name: found[name] for name in shown},
+    }
+
+
 def cpu_seconds(pid: int) -> float | None:
     """Return the processor time a process has used so far; unlike the clock it hardly depends on who else runs."""
+    fields = _stat(pid)
+    # Fields 14 and 15, user and system time in clock ticks. Source: proc(5).
+    return None if fields is None else _ticks_s(fields[11:13])
+
+
+def family_cpu_seconds(pid: int) -> float | None:
+    """Return the processor time of a process and of its children, those that have ended too."""
+    fields = _stat(pid)
+    if fields is None:
+        return None
+    children = (_stat(int(place.name)) for place in Path("/proc").iterdir() if place.name.isdigit())
+    # Fields 16 and 17 are those of the children that were waited for; field 4 is the parent.
+    return _ticks_s(fields[11:15]) + sum(_ticks_s(child[11:13]) for child in children if child and child[1] == str(pid))
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return what the system tells of a process from its third field on; None if it has ended."""
     try:
         # The second field is a name in brackets that may hold blanks.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
-    # Fields 14 and 15, user and system time in clock ticks. Source: proc(5).
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_s(fields: list[str]) -> float:
+    return sum(map(int, fields)) / os.sysconf("SC_CLK_TCK")
 
 
 def _below(folder: Path, place: str) -> bool:

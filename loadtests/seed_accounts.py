@@ -16,7 +16,9 @@ from psycopg import AsyncConnection
 
 from db.binary_copy import HEAD, TAIL
 from db.pool import connect
-from loadtests.population import RATED_W, REGISTER_END_WH, SERIAL_DIGITS, SERIAL_PREFIX, homes
+from loadtests.population import MARGIN_DAYS, RATED_W, REGISTER_END_WH, SERIAL_DIGITS, SERIAL_PREFIX, Homes, homes
+from prepaid.keys import OWN_KRN, OWN_SGC
+from vending.sts.identity import luhn_check_digit
 
 # 500,000 homes are 30 MB of COPY.
 _HOMES_PER_COPY: Final = 500_000
@@ -46,7 +48,7 @@ _PLACES: Final = (
     b"insert into consumers (id, name) overriding system value"
     b" select number, 'Simulated home ' || number from bench_homes order by number",
     b"insert into usage_points (id, code, area) overriding system value"
-    b" select number, " + _SERIAL + b", 'bench' from bench_homes order by number",
+    b" select number, " + _SERIAL + b", 'bench-' || number %% %(areas)s from bench_homes order by number",
     b"insert into meters (id, serial, shard, rated_w, register_end_wh) overriding system value"
     b" select number, " + _SERIAL + b", shard, %(rated_w)s, %(register_end_wh)s from bench_homes order by number",
     b"insert into meter_state (meter_id) select number from bench_homes order by number",
@@ -68,11 +70,25 @@ _MONEY: Final = (
     b" select number, side.n, side.ledger, side.sign * credit_minor from bench_homes"
     b" cross join (values (1, 'prepaid', 1), (2, 'opening', -1)) side(n, ledger, sign) order by number, side.n",
 )
+# Two digits of a maker, for trials.
+_MAKER_CODE: Final = "99"
+_STS_KEYS: Final = b"""
+update meters m set drn = k.drn, ea = 11, dkga = 4, sgc = %(sgc)s, key_type = 2, krn = %(krn)s, tariff_index = '01',
+    ken = 255, base_year = 2014
+from unnest(%(drns)s::text[]) with ordinality as k(drn, number) where m.id = k.number
+"""
 _NUMBERED: Final = ("consumers", "usage_points", "meters", "installations", "accounts", "journals")
 
 
 async def seed_accounts(
-    database_url: str, accounts: int, *, opened_at: datetime, opened_on: date, tariff_id: str
+    database_url: str,
+    accounts: int,
+    *,
+    opened_at: datetime,
+    opened_on: date,
+    tariff_id: str,
+    areas: int = 1,
+    margin_days: int = MARGIN_DAYS,
 ) -> None:
     """Open accounts 1 to `accounts` in an empty, migrated database; `opened_at` is the midnight of `opened_on`."""
     parameters = {
@@ -83,12 +99,13 @@ async def seed_accounts(
         "opened_at": opened_at,
         "opened_on": opened_on,
         "tariff_id": tariff_id,
+        "areas": areas,
     }
     async with await connect(database_url, application="prepaid-bench") as conn:
         await conn.execute(_MAKE_HOMES)
         for first in range(1, accounts + 1, _HOMES_PER_COPY):
             last = min(first + _HOMES_PER_COPY - 1, accounts)
-            await _copy_homes(conn, np.arange(first, last + 1, dtype=np.int64))
+            await _copy_homes(conn, homes(np.arange(first, last + 1, dtype=np.int64), margin_days=margin_days))
         await conn.execute("analyze bench_homes")
         async with asyncio.TaskGroup() as writing:
             for statements in (_PLACES, _MONEY):
@@ -97,9 +114,16 @@ async def seed_accounts(
         await _finish(conn)
 
 
-async def _copy_homes(conn: AsyncConnection, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-    made = homes(numbers)
-    records = np.zeros(len(numbers), dtype=_HOME)
+async def give_sts_keys(conn: AsyncConnection, accounts: int) -> None:
+    """Give meters 1 to `accounts` the key record of the installation's own supply group, so that tokens can be made."""
+    bodies = [f"{_MAKER_CODE}{number:08d}" for number in range(1, accounts + 1)]
+    drns = [body + str(luhn_check_digit(body)) for body in bodies]
+    await conn.execute(_STS_KEYS, {"drns": drns, "sgc": OWN_SGC, "krn": OWN_KRN})
+    await conn.execute("vacuum analyze meters")
+
+
+async def _copy_homes(conn: AsyncConnection, made: Homes) -> None:
+    records = np.zeros(len(made.number), dtype=_HOME)
     names = [name for name in _HOME.names or () if f"{name}_length" in (_HOME.names or ())]
     records["fields"] = len(names)
     for name in names:

@@ -13,7 +13,6 @@ from typing import Final
 from meter_sim.meter import MeterSettings, SimulatedMeter, TokenReader
 from protocols.native import Command, CommandReply, MeterEvent, OrderKind, Relay
 
-
 # Of these one is repeated as stale: old enough to belong to other orders.
 ANSWERS_KEPT: Final = 100
 

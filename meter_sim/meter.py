@@ -7,13 +7,15 @@ opens a connection and never reads a clock.
 
 In central mode the account is the truth and the balance here is a copy: every executed command that carries a
 balance overwrites it, and between contacts it stands still. A meter given a `fallback_rate_milli_per_kwh`
-lets the copy fall by that rate instead, alarms from it without any contact, and opens at zero the supply that
-a token closed.
+lets the copy fall by that rate instead, alarms from it without any contact, and takes away at zero the supply that
+a token gave.
+
+While its relay is limited, the simulated home sheds what is above the limit.
 """
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, assert_never
 
 from protocols.native import (
     BLOCK_INTERVALS_MAX,
@@ -32,6 +34,7 @@ STORE_DAYS: Final = 35  # The head-end takes late readings for 35 days; a meter 
 STORED_MESSAGES_MAX: Final = 1_000  # Ten replies and events an hour of a meter cut off for four days.
 SWITCH_OPEN: Final = 301  # IS 15959 event ids, as in public code bases: load switch open, load switch closed.
 SWITCH_CLOSED: Final = 302
+_MS_PER_HOUR: Final = 3_600_000
 _MILLI_MINOR_WH: Final = 1_000_000  # Thousandths of a minor unit per kWh, in minor units per Wh.
 
 
@@ -62,12 +65,14 @@ class MeterSettings:
     """What is fixed for a meter when it leaves the factory.
 
     Invariants: `interval_s` divides a day; `register_digits` counts digits of Wh, after which the register
-    rolls over to zero. `fallback_rate_milli_per_kwh` None keeps the balance copy still between contacts.
+    rolls over to zero. `fallback_rate_milli_per_kwh` None keeps the balance copy still between contacts. Without
+    `can_limit` the meter knows no other positions than on and off.
     """
 
     interval_s: int = 1800
     register_digits: int = 9
     fallback_rate_milli_per_kwh: int | None = None
+    can_limit: bool = False
 
     @property
     def stored_readings_max(self) -> int:
@@ -89,9 +94,10 @@ class _StoredReading:
 class SimulatedMeter:
     """A meter as a state machine.
 
-    Invariants: the register never falls but by rollover, and never moves while the relay is open; a reading,
-    event or reply stays stored until confirmed or pushed out by newer ones, and those are counted in
-    `dropped_count`; a command of an epoch once executed is never executed again.
+    Invariants: the register never falls but by rollover, never moves while the relay is open, and while it is
+    limited moves by at most `limit_w` times the interval; a reading, event or reply stays stored until confirmed or
+    pushed out by newer ones, and those are counted in `dropped_count`; a command of an epoch once executed is never
+    executed again. A meter begins on or off; `limit_w` is set whenever its relay is limited.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class SimulatedMeter:
         self.settings = settings or MeterSettings()
         self.register_wh = register_wh % 10**self.settings.register_digits
         self.relay = relay
+        self.limit_w: int | None = None
         self.balance_minor = balance_minor
         self.threshold_minor = threshold_minor
         self.buzzer_on = False
@@ -121,8 +128,10 @@ class SimulatedMeter:
         self._alarm_text: str | None = None
         self._alarm_ends_above_minor: int | None = None
         self._notice: str | None = None
-        self._closed_by_token = False
+        # Where the relay stood before a token closed it, and goes back to when the token's credit is used up.
+        self._before_token: Relay | None = None
         self._uncharged = 0
+        self._interval_ends_ms: int | None = None
         self._seq = 0
         self._readings: deque[_StoredReading] = deque()
         self._messages: deque[MeterEvent | CommandReply] = deque()
@@ -134,7 +143,9 @@ class SimulatedMeter:
         if self._notice is not None:
             return self._notice
         head = self._alarm_text or ("SUPPLY OFF" if self.relay is Relay.OFF else "")
-        return f"{head} BALANCE {_money(self.balance_minor)}".strip()
+        # An alarm that rings does not hide that the load is limited: who switches on too much has to know why.
+        limit = f"SUPPLY LIMITED TO {self.limit_w} W" if self.relay is Relay.LIMITED else ""
+        return " ".join(filter(None, (limit, head, f"BALANCE {_money(self.balance_minor)}")))
 
     @property
     def stored_count(self) -> int:
@@ -161,17 +172,18 @@ class SimulatedMeter:
         A caller whose relay moves inside an interval offers the part before the change first.
         """
         self._notice = None
-        closed = self.relay is Relay.ON
-        consumed_wh = energy_wh if closed else 0
+        consumed_wh = self._flowing_wh(energy_wh, now_ms)
+        power_w, current_ma = self._flowing_load(power_w, current_ma)
+        self._interval_ends_ms = now_ms
         self.register_wh = (self.register_wh + consumed_wh) % 10**self.settings.register_digits
         self._store_reading(
             _StoredReading(
                 read_at_ms=self.clock_ms(now_ms),
                 register_wh=self.register_wh,
                 voltage_mv=voltage_mv,
-                current_ma=current_ma if closed or current_ma is None else 0,
-                power_w=power_w if closed or power_w is None else 0,
-                pf_milli=pf_milli if closed else None,
+                current_ma=current_ma,
+                power_w=power_w,
+                pf_milli=None if self.relay is Relay.OFF else pf_milli,
                 freq_mhz=freq_mhz,
             )
         )
@@ -189,7 +201,7 @@ class SimulatedMeter:
             return (self._reply(command, ReplyResult.STALE, now_ms),)
         if self.clock_ms(now_ms) > command.expires_at_ms:
             return (self._reply(command, ReplyResult.EXPIRED, now_ms),)
-        if command.kind is OrderKind.SUPPLY and self.relay_stuck and command.relay is not self.relay:
+        if command.kind is OrderKind.SUPPLY and not self._can_move_to(command.relay):
             return (self._reply(command, ReplyResult.REFUSED, now_ms),)
         self._executed[command.kind] = command
         events = self._execute(command, now_ms)
@@ -199,15 +211,16 @@ class SimulatedMeter:
         """Let the customer type a token; an accepted currency token may close the relay.
 
         The credit goes on the local copy, and the relay closes if that leaves a credit: a debt keeps supply
-        off.
+        off or limited.
         """
         result = self._token_reader.enter(digits, now_ms)
         events: tuple[MeterEvent, ...] = ()
         if result.accepted and result.credit_minor is not None:
             self._set_balance((self.balance_minor or 0) + result.credit_minor)
-            if self.relay is Relay.OFF and (self.balance_minor or 0) > 0:
+            closes = self.relay is not Relay.ON and not self.relay_stuck
+            if closes and (self.balance_minor or 0) > 0:
+                self._before_token = self.relay
                 events = self._move_relay(Relay.ON, now_ms)
-                self._closed_by_token = bool(events)
         self._notice = "TOKEN ACCEPTED" if result.accepted else "TOKEN REJECTED"
         return result, events
 
@@ -266,21 +279,64 @@ class SimulatedMeter:
             self._set_balance(command.balance_minor)
         if command.kind is OrderKind.SUPPLY and command.relay is not None:
             events = self._move_relay(command.relay, now_ms)
-            self._closed_by_token = False
+            self.limit_w = command.limit_w
+            self._before_token = None
         if command.kind is OrderKind.ALARM:
             self._sound((command.level or "low").upper())
         return events
 
+    def _can_move_to(self, relay: Relay | None) -> bool:
+        if relay is Relay.LIMITED and not self.settings.can_limit:
+            return False
+        return relay is self.relay or not self.relay_stuck
+
+    def _flowing_wh(self, energy_wh: int, now_ms: int) -> int:
+        """Return what of the offered energy flows in the interval that ends now."""
+        match self.relay:
+            case Relay.ON:
+                return energy_wh
+            case Relay.LIMITED:
+                begins_ms = self._interval_ends_ms
+                interval_ms = self.settings.interval_s * 1000 if begins_ms is None else max(0, now_ms - begins_ms)
+                return min(energy_wh, self._limit_w * interval_ms // _MS_PER_HOUR)
+            case Relay.OFF:
+                return 0
+            case _:
+                assert_never(self.relay)
+
+    def _flowing_load(self, power_w: int | None, current_ma: int | None) -> tuple[int | None, int | None]:
+        """Return what of the offered power and current flows; what is not measured stays unknown."""
+        match self.relay:
+            case Relay.ON:
+                return power_w, current_ma
+            case Relay.LIMITED:
+                if power_w is None or power_w <= self._limit_w:
+                    return power_w, current_ma
+                return self._limit_w, None if current_ma is None else current_ma * self._limit_w // power_w
+            case Relay.OFF:
+                return None if power_w is None else 0, None if current_ma is None else 0
+            case _:
+                assert_never(self.relay)
+
+    @property
+    def _limit_w(self) -> int:
+        assert self.limit_w is not None, f"meter {self.serial}: a limited relay has its limit"
+        return self.limit_w
+
     def _move_relay(self, relay: Relay, now_ms: int) -> tuple[MeterEvent, ...]:
+        """Move the relay unless it sticks; return the event of a switch that opened or closed."""
         if relay is self.relay or self.relay_stuck:
             return ()
+        switched = Relay.OFF in (relay, self.relay)
         self.relay = relay
+        if not switched:
+            return ()
         self._seq += 1
         event = MeterEvent(
             serial=self.serial,
             seq=self._seq,
             at_ms=self.clock_ms(now_ms),
-            code=SWITCH_CLOSED if relay is Relay.ON else SWITCH_OPEN,
+            code=SWITCH_OPEN if relay is Relay.OFF else SWITCH_CLOSED,
         )
         self._store_message(event)
         return (event,)
@@ -307,9 +363,9 @@ class SimulatedMeter:
             return ()
         charge_minor, self._uncharged = divmod(self._uncharged + consumed_wh * rate, _MILLI_MINOR_WH)
         self._set_balance(self.balance_minor - charge_minor)
-        if self._closed_by_token and self.balance_minor <= 0:
-            self._closed_by_token = False
-            return self._move_relay(Relay.OFF, now_ms)
+        if self._before_token is not None and self.balance_minor <= 0:
+            before, self._before_token = self._before_token, None
+            return self._move_relay(before, now_ms)
         return ()
 
     def _set_balance(self, balance_minor: int) -> None:

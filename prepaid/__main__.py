@@ -36,6 +36,7 @@ from prepaid.supply_commands import supply_app
 from prepaid.supply_rule_commands import supply_rules_app
 from prepaid.system import running_system
 from prepaid.tariff_commands import tariffs_app
+from prepaid.threshold_commands import thresholds_command
 
 app = typer.Typer(
     name="prepaid",
@@ -53,6 +54,7 @@ app.add_typer(sts_app, name="sts")
 app.add_typer(meters_app, name="meters")
 app.add_typer(accounts_app, name="accounts")
 accounts_app.command(name="statement")(print_statement)
+accounts_app.command(name="thresholds")(thresholds_command)
 add_account_commands(accounts_app)
 app.add_typer(money_app, name="money")
 app.add_typer(corrections_app, name="corrections")

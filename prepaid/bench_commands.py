@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +98,32 @@ def charge(
         report = bench_charge(settings, QUICK if quick else load, bars)
     _print(report, json_output=json_output)
     if report["deadlocks"] or not report["complete"]:
+        sys.exit(1)
+
+
+@bench_app.command()
+def supply(
+    accounts: Annotated[int, typer.Option(help="How many accounts there are.")] = 100_000,
+    per_second: Annotated[int, typer.Option(help="Readings a second, each of another meter.")] = 5_000,
+    seconds: Annotated[int, typer.Option(help="How long the measured load lasts.")] = 60,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small load that shows no time, only that it works.")
+    ] = False,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """How soon meters are cut off and restored under a load; status 1 if a reading was lost or an order went astray."""
+    from loadtests.bench_supply import FULL, QUICK, bench_supply
+
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
+    load = QUICK if quick else replace(FULL, accounts=accounts, per_second=per_second, seconds=seconds)
+    with console.progress_bars() as bars:
+        report = bench_supply(settings, load, bars)
+    _print(report, json_output=json_output)
+    if report["lost"] or report["unpublished"] or not report["complete"]:
         sys.exit(1)
 
 

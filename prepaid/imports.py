@@ -9,7 +9,8 @@ The form is CSV in UTF-8 with a header line that names the columns, in any order
 given. Columns marked * are required.
 
 Meters: serial*, rated_w* (W), register_end_wh* (Wh at which the register rolls over), make, model, custody (licensee
-or consumer), and for an STS meter all of drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year.
+or consumer), can_limit (yes or no), and for an STS meter all of drn, ea, dkga, sgc, key_type, krn, tariff_index, ken,
+base_year.
 
 Accounts: number*, consumer* (name), usage_point*, meter_serial*, opened_at* (ISO 8601 with zone), register_wh* (Wh
 then), tariff_id*, sanctioned_load_w* (W), language, phone, email, area, feeder, mode (prepaid or postpaid),
@@ -84,7 +85,7 @@ _PHONE = re.compile(r"\+?[0-9][0-9 -]{4,19}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 _METER_REQUIRED = ("serial", "rated_w", "register_end_wh")
-_METER_OPTIONAL = ("make", "model", "custody")
+_METER_OPTIONAL = ("make", "model", "custody", "can_limit")
 _STS = ("drn", "ea", "dkga", "sgc", "key_type", "krn", "tariff_index", "ken", "base_year")
 _ACCOUNT_REQUIRED = (
     "number",
@@ -208,6 +209,7 @@ def _read_meters(file: Path, errors: Errors) -> list[Line[NewMeter]]:
             rated_w=line.require("rated_w", whole_field(1, _INT4_MAX), 1),
             register_end_wh=line.require("register_end_wh", whole_field(1, _INT8_MAX), 1),
             custody=line.read("custody", one_of("licensee", "consumer"), "licensee"),
+            can_limit=line.read("can_limit", one_of("yes", "no"), "no") == "yes",
             sts=_read_sts(line),
         )
         if line.good:

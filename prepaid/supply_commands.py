@@ -190,7 +190,7 @@ def _print_status(status: SupplyStatus, hours: int) -> None:
     for each in status.orders.counts:
         waits = f", waits for {each.waits_for}" if each.waits_for else ""
         what = f"{each.kind} {each.relay or ''}".strip()
-        _line(f"  {what:<12} {each.state:<8} {each.count:>8}, oldest {_age(each.oldest_s)}{waits}")
+        _line(f"  {what:<14} {each.state:<8} {each.count:>8}, oldest {_age(each.oldest_s)}{waits}")
     if not status.orders.counts:
         _line("  none")
     for late in status.oldest:
@@ -231,7 +231,7 @@ def _print_orders(orders: Iterable[OrderRow]) -> None:
         later = f", next try {order.next_try_at:%F %T}" if order.next_try_at else ""
         done = f", confirmed {order.confirmed_at:%F %T}" if order.confirmed_at else ""
         _line(
-            f"{order.id:>8}  {order.serial:<16} {what:<12} {order.state:<10} epoch {order.epoch}, {order.attempts}"
+            f"{order.id:>8}  {order.serial:<16} {what:<14} {order.state:<10} epoch {order.epoch}, {order.attempts}"
             f" tries, ordered {order.created_at:%F %T} because of {order.cause}{done}{waits}{later}"
         )
 

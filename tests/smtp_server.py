@@ -61,7 +61,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 
         def allowed(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object) -> AuthResult:
             good = data == LoginPassword(login=user.encode(), password=password.encode())
-            return AuthResult(success=good)
+            return AuthResult(success=good, handled=False)
 
         options |= {"auth_required": True, "authenticator": allowed}
     mailbox = Mailbox(arguments.folder)

@@ -26,7 +26,7 @@ from billing.tariff_document import builtin_tariff
 from billing.terms import one_assignment
 from db.accounts import AccountView
 from db.migrate import migrate
-from db.orders import PostingRules
+from db.orders import PostingRules, wall_ms
 from db.pool import connect
 from db.posting import lock_and_look, post_money
 from db.readings import ensure_partitions
@@ -93,7 +93,7 @@ class Snapshot:
     content: str
     bills: dict[tuple[str, date], tuple[int, Lines]]
     balances: dict[str, int]
-    alarms: frozenset[tuple[str, str, int]]
+    alarms: frozenset[tuple[str, str, int, int]]
     quarantine: frozenset[tuple[str | None, int | None, str]]
 
 
@@ -132,9 +132,11 @@ class Site:
         days: int = 3,
         area: str = "test",
         category: str = "DS",
+        can_limit: bool = False,
     ) -> Home:
         """Register a meter and open its account; make the partitions of its first days."""
-        await add_meter(self.conn, NewMeter(serial=serial, rated_w=RATED_W, register_end_wh=register_end_wh))
+        meter = NewMeter(serial=serial, rated_w=RATED_W, register_end_wh=register_end_wh, can_limit=can_limit)
+        await add_meter(self.conn, meter)
         account = NewAccount(
             number=serial,
             consumer=f"Household {serial}",
@@ -257,7 +259,12 @@ async def open_site(database_url: str, nats: EmbeddedNats, *, ack_wait_s: float 
 
 @asynccontextmanager
 async def running_ingest(
-    site: Site, *, lease_s: float = LEASE_S, ack_wait_s: float = ACK_WAIT_S, stale_reading_s: int | None = None
+    site: Site,
+    *,
+    lease_s: float = LEASE_S,
+    ack_wait_s: float = ACK_WAIT_S,
+    stale_reading_s: int | None = None,
+    clock: Callable[[], int] = wall_ms,
 ) -> AsyncIterator[IngestMetrics]:
     """Run ingest as a task of this process; return when it owns all shards."""
     settings = IngestSettings(
@@ -267,6 +274,7 @@ async def running_ingest(
         lease_s=lease_s,
         ack_wait_s=ack_wait_s,
         stale_reading_s=stale_reading_s,
+        clock=clock,
     )
     metrics = IngestMetrics()
     async with _running(site, Ingest(settings, metrics).run):
@@ -353,9 +361,9 @@ async def snapshot(conn: AsyncConnection, serials: Sequence[str]) -> Snapshot:
     keys = [(serial, to_ms(read_at)) for serial, read_at, *_ in stored]
     assert len(keys) == len(set(keys)), "a reading is stored once"
     cursor = await conn.execute(
-        b"select account_id, level, arm from alarms where account_id = any(%s)", [sorted(serial_of)]
+        b"select account_id, level, n, arm from alarms where account_id = any(%s)", [sorted(serial_of)]
     )
-    alarms = [(serial_of[account_id], level, arm) for account_id, level, arm in await cursor.fetchall()]
+    alarms = [(serial_of[account_id], level, n, arm) for account_id, level, n, arm in await cursor.fetchall()]
     assert len(alarms) == len(set(alarms)), "an alarm is raised once"
     cursor = await conn.execute(b"select serial, read_at, reason from quarantine")
     held = await cursor.fetchall()

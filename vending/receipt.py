@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from billing.calendar import from_ms
 from billing.money import format_minor
@@ -37,11 +38,11 @@ class Receipt:
     """A vend that was credited.
 
     Invariants: `balance_after_minor = balance_before_minor + amount_minor - earlier_arrears_paid_minor`, and the token
-    carries what is kept, not what is recovered; `restores_with_minor` is 0 exactly when supply should be on after the
-    vend, and counts in what the next recharge loses to arrears. Earlier arrears are those brought in from before
-    prepayment; a balance below zero is not one of them. `supply_before` is what the meter last reported, `supply_after`
-    what it should have now; `energy_wh` is about what the credit that the recharge leaves pays for at this month's
-    rates.
+    carries what is kept, not what is recovered; `restores_with_minor` is 0 exactly when there is credit after the vend:
+    then supply should be on, and without credit it may still be (billing.supply_policy). It counts in what the next
+    recharge loses to arrears. Earlier arrears are those brought in from before prepayment; a balance below zero is not
+    one of them. `supply_before` is what the meter last reported, `supply_after` what it should have now; `energy_wh` is
+    about what the credit that the recharge leaves pays for at this month's rates.
     """
 
     message_id: str
@@ -68,8 +69,8 @@ class Receipt:
     def __post_init__(self) -> None:
         after_minor = self.balance_before_minor + self.kept_minor
         assert self.balance_after_minor == after_minor, f"receipt {self.message_id}: balances differ by another amount"
-        restored = self.restores_with_minor == 0
-        assert restored == (self.supply_after is Supply.ON), f"receipt {self.message_id}: supply against what restores"
+        fits = self.balance_after_minor <= 0 if self.restores_with_minor else self.supply_after is Supply.ON
+        assert fits, f"receipt {self.message_id}: supply against what restores"
 
     @property
     def kept_minor(self) -> int:
@@ -160,13 +161,28 @@ def format_percent(basis_points: int) -> str:
 
 
 def _supply_line(receipt: Receipt) -> ReceiptLine:
-    if receipt.supply_after is Supply.OFF:
-        more = f"{receipt.currency} {format_minor(receipt.restores_with_minor)}"
-        text = f"Supply restored: no, {more} more restores it"
-        return ReceiptLine(code="supply_off", text=text, amount_minor=receipt.restores_with_minor)
-    if receipt.supply_before is Supply.OFF:
-        return ReceiptLine(code="supply_restored", text="Supply restored: yes, it returns by itself")
-    return ReceiptLine(code="supply_on", text="Supply is on")
+    if not receipt.restores_with_minor:
+        match receipt.supply_before:
+            case Supply.ON:
+                return ReceiptLine(code="supply_on", text="Supply is on")
+            case Supply.LIMITED:
+                return ReceiptLine(code="supply_restored", text="Supply restored: yes, its limit is lifted by itself")
+            case Supply.OFF:
+                return ReceiptLine(code="supply_restored", text="Supply restored: yes, it returns by itself")
+            case _:
+                assert_never(receipt.supply_before)
+    more = f"{receipt.currency} {format_minor(receipt.restores_with_minor)} more"
+    match receipt.supply_after:
+        case Supply.ON:
+            # Protected hours, emergency days, a hold or an exemption.
+            code, text = "supply_on", f"Supply is on without credit, {more} gives credit"
+        case Supply.LIMITED:
+            code, text = "supply_limited", f"Supply restored: no, it is limited to a small load, {more} restores it"
+        case Supply.OFF:
+            code, text = "supply_off", f"Supply restored: no, {more} restores it"
+        case _:
+            assert_never(receipt.supply_after)
+    return ReceiptLine(code=code, text=text, amount_minor=receipt.restores_with_minor)
 
 
 def _money_line(code: str, label: str, amount_minor: int) -> ReceiptLine:

@@ -32,7 +32,6 @@ from billing.notices.facts import (
 )
 from billing.notices.kinds import Channel, Language, NoticeError, NoticeKind
 from billing.notices.render import Rendered, render, render_written
-from billing.notices.sentences import exhausted_notice, low_notice, recharged_notice, restored_notice
 
 __all__ = [
     "FACTS",
@@ -63,11 +62,7 @@ __all__ = [
     "TokenResend",
     "UseAnswer",
     "WhichAccount",
-    "exhausted_notice",
-    "low_notice",
     "read_facts",
-    "recharged_notice",
     "render",
     "render_written",
-    "restored_notice",
 ]

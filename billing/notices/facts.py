@@ -123,7 +123,7 @@ class Restored(Facts):
 class Recharged(Facts):
     """A recharge was credited.
 
-    `arrears_paid_minor` went to earlier arrears; `restores_minor` more is needed while supply stays off.
+    `arrears_paid_minor` went to earlier arrears; `restores_minor` more is needed while supply stays off or limited.
     """
 
     kind: ClassVar[NoticeKind] = NoticeKind.RECHARGED
@@ -198,7 +198,7 @@ class Otp(Facts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceAnswer(Facts):
-    """The answer to BAL, at money time; `restores_minor` is given where a recharge is needed for supply."""
+    """The answer to BAL, at money time; `restores_minor` is given where credit is used up."""
 
     kind: ClassVar[NoticeKind] = NoticeKind.BALANCE_ANSWER
     balance_minor: int

@@ -277,16 +277,25 @@ def _check_alarms(book: Book, case: Case) -> None:
     """Every arm before the present one has its alarm, the present one only if it is raised."""
     book.count("I9")
     levels, facts = case.view.levels, case.facts
-    for level, arm, raised, arms in (
-        ("low", levels.low_arm, levels.low_raised, facts.low_arms),
-        ("exhausted", levels.exhausted_arm, levels.exhausted_raised, facts.exhausted_arms),
-    ):
-        expected = list(range(1, arm + 1 if raised else arm))
-        if arms != expected:
-            wrong = [at for at, _ in itertools.groupby(sorted(arms + expected)) if arms.count(at) != (at in expected)]
-            state = f"level {level} at arm {arm}, {'raised' if raised else 'not raised'}"
-            counts = f"expected {len(expected)} alarms, got {len(arms)}, first wrong at arm {wrong[0]}"
-            _fail(book, "I9", case, f": {state}: {counts}")
+    further = dict(facts.further_arms)
+    known = [
+        ("level low", levels.low_arm, levels.low_raised, facts.low_arms),
+        ("level exhausted", levels.exhausted_arm, levels.exhausted_raised, facts.exhausted_arms),
+        *((f"threshold {each.n}", each.arm, each.raised, further.pop(str(each.n), [])) for each in levels.thresholds),
+    ]
+    for level, arm, raised, arms in known:
+        state = f"{level} at arm {arm}, {'raised' if raised else 'not raised'}"
+        _check_arms(book, case, state, arms, last=arm if raised else arm - 1)
+    for n, arms in further.items():
+        _check_arms(book, case, f"threshold {n}, not in force", arms, last=arms[-1])
+
+
+def _check_arms(book: Book, case: Case, state: str, arms: list[int], *, last: int) -> None:
+    expected = list(range(1, last + 1))
+    if arms != expected:
+        wrong = [at for at, _ in itertools.groupby(sorted(arms + expected)) if arms.count(at) != (at in expected)]
+        counts = f"expected {len(expected)} alarms, got {len(arms)}, first wrong at arm {wrong[0]}"
+        _fail(book, "I9", case, f": {state}: {counts}")
 
 
 def _text(lines: Lines) -> str:

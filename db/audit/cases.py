@@ -34,6 +34,8 @@ class Facts:
     complete: bool | None
     low_arms: list[int]
     exhausted_arms: list[int]
+    # Of further thresholds, by their numbers.
+    further_arms: dict[str, list[int]]
     ordered: str | None
     order_state: str | None
 

@@ -24,7 +24,7 @@ from alarms x
 where a.exhausted_raised and x.account_id = a.id and x.level = 'exhausted' and x.arm = a.exhausted_arm;
 
 -- Exhausted accounts that are still supplied: looked at again whenever a window opens or emergency days end.
-create index exhausted_and_on on accounts (shard, id) where exhausted_raised and desired = 'on';
+create index exhausted_and_on on accounts (shard, id) where exhausted_raised and desired <> 'off';
 create index exempt_accounts on accounts (id) where exempt_reason is not null;
 
 -- Who put an account on the exempt list or took it off, and why.

@@ -28,7 +28,7 @@ join shard_leases l on l.role = 'ingest' and l.shard = f.shard
 where f.shard = any(%(recent_shards)s::smallint[]) and f.account_id = any(%(ids)s) and f.xid >= l.feed_from
 
 -- audit_accounts: what alarms and orders say of some accounts, and whether their meters are complete
-select a.id, a.number, i.meter_id, i.complete, l.low_arms, l.exhausted_arms, o.relay as ordered, o.state as order_state
+select a.id, a.number, i.meter_id, i.complete, l.low_arms, l.exhausted_arms, f.further_arms, o.relay as ordered, o.state as order_state
 from accounts a
 left join lateral (
     select i.meter_id, exists (select 1 from register_segments s where s.meter_id = i.meter_id)
@@ -40,6 +40,11 @@ cross join lateral (
            coalesce(array_agg(l.arm order by l.arm) filter (where l.level = 'exhausted'), '{}') as exhausted_arms
     from alarms l where l.account_id = a.id
 ) l
+cross join lateral (
+    select coalesce(jsonb_object_agg(g.n, g.arms), '{}') as further_arms
+    from (select x.n, jsonb_agg(x.arm order by x.arm) as arms from alarms x
+          where x.account_id = a.id and x.level = 'low' and x.n > 0 group by x.n) g
+) f
 left join lateral (
     select o.relay, o.state from supply_orders o
     where o.meter_id = i.meter_id and o.kind = 'supply' order by o.epoch desc limit 1

@@ -34,7 +34,7 @@ select o.meter_id, coalesce(m.serial, '?') as serial, min(o.account_id) as accou
        max(o.epoch) as epoch,
        max(coalesce(s.order_epoch, 0)) as order_epoch, count(*) filter (where o.epoch <= o.epoch_before) as fallen,
        count(*) filter (where o.kind = 'supply' and o.state in ('pending', 'held', 'sent')) as open_supply,
-       count(*) filter (where o.relay = 'off' and a.mode = 'postpaid') as postpaid_cut
+       count(*) filter (where o.relay <> 'on' and a.mode = 'postpaid') as postpaid_cut
 from (
     select *, lag(epoch) over (partition by meter_id order by id) as epoch_before
     from supply_orders

@@ -62,4 +62,5 @@ join meter_state s on s.meter_id = i.meter_id
 where a.id = %(account_id)s
 
 -- consumer_thresholds: what an account's consumer asked to be warned by, besides the amount that the meter keeps
-select kind, value, level_minor, raised from alarm_thresholds where account_id = %(account_id)s order by n
+select kind, value, level_minor, raised and level_minor is not null
+from alarm_thresholds where account_id = %(account_id)s order by n

@@ -79,7 +79,7 @@ where o.kind = 'supply' and (%(area)s::text is null or o.area = %(area)s)
 order by o.id limit %(most)s
 
 -- lock_area: an area that is to be released, with nobody counting in it
-select area from cut_off_areas where area = %(area)s for update
+select area from cut_off_areas where area = %(area)s for no key update
 
 -- end_hold: an operator lets the cut-offs of an area go
 update supply_alarms set ended_at = clock_timestamp(), ended_by = %(by)s, reason = %(reason)s

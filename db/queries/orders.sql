@@ -59,7 +59,7 @@ order by random() limit %(areas_most)s
 insert into cut_off_areas (area) select a.area from unnest(%(areas)s::text[]) as a(area) on conflict do nothing
 
 -- lock_areas: take the areas that no other dispatcher counts in just now; never wait
-select area from cut_off_areas where area = any(%(areas)s) order by area for update skip locked
+select area from cut_off_areas where area = any(%(areas)s) order by area for no key update skip locked
 
 -- carry_counts: what was counted under a clock that has been set back since counts as of now
 with later as (

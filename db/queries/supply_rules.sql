@@ -12,9 +12,9 @@ select document from supply_rules where sha256 = %(sha256)s limit 1
 -- supply_rules_at: the supply rules that begin on a day
 select sha256 from supply_rules where from_day = %(from_day)s
 
--- exhausted_and_on: a shard's accounts with exhausted credit whose supply is on, in id order from one id on
+-- exhausted_and_on: a shard's accounts with exhausted credit that are still supplied, in id order from one id on
 select id from accounts
-where shard = %(shard)s and exhausted_raised and desired = 'on' and id > %(after)s order by id limit %(most)s
+where shard = %(shard)s and exhausted_raised and desired <> 'off' and id > %(after)s order by id limit %(most)s
 
 -- change_exemption: an account is exempt for a reason, or no more; nothing where it is so already
 update accounts set exempt_reason = %(exempt_reason)s, version = version + 1

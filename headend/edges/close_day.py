@@ -25,7 +25,7 @@ from db.orders import PostingRules
 from db.posting import lock, post_days
 from db.readings import ensure_partitions, partition_span
 from db.sweeps import DaySweep
-from db.thresholds import move_day_levels
+from db.thresholds import accounts_by_days, move_day_levels
 
 # A transaction of 2,000 accounts with an exact day each takes some 0.1 s, for which a vend on one of them would wait;
 # ingest waits for none. It takes every eighth account of its range: a page of the table is then rewritten an eighth at
@@ -126,7 +126,10 @@ async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: Postin
     await end_absences(conn, today, rules=rules, clock=_now_ms)
     await pay_instalments(conn, until, rules=rules, clock=_now_ms)
     await apply_category_credit(conn, today, rules=rules, clock=_now_ms)
-    await move_day_levels(conn, rules=rules)
+    after = 0
+    while ids := await accounts_by_days(conn, after):
+        await _again_on_deadlock(partial(move_day_levels, conn, ids, rules=rules))
+        after = ids[-1]
 
 
 async def _close_exact_days(conn: AsyncConnection, sweep: DaySweep, found: Mapping[int, date], until: date) -> int:

@@ -260,7 +260,7 @@ def test_undisturbed_run_charges_what_the_preview_says(street: Street, undisturb
         assert undisturbed.snapshot.balances[meter.serial] == CREDIT_MINOR - charged
     assert len(undisturbed.snapshot.readings) == street.sent
     assert undisturbed.snapshot.quarantine == frozenset()
-    levels = {(serial, level) for serial, level, _ in undisturbed.snapshot.alarms}
+    levels = {(serial, level) for serial, level, *_ in undisturbed.snapshot.alarms}
     assert levels == {(meter.serial, level) for meter in street.meters for level in ("low", "exhausted")}
 
 

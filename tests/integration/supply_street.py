@@ -45,9 +45,12 @@ class NoReader:
 class RememberingMeter(SimulatedMeter):
     """A simulated meter that remembers every command it was given."""
 
-    def __init__(self, serial: str) -> None:
+    def __init__(self, serial: str, *, can_limit: bool = False) -> None:
         super().__init__(
-            serial=serial, token_reader=NoReader(), settings=MeterSettings(interval_s=3_600), register_wh=REGISTER_WH
+            serial=serial,
+            token_reader=NoReader(),
+            settings=MeterSettings(interval_s=3_600, can_limit=can_limit),
+            register_wh=REGISTER_WH,
         )
         self.commands: list[Command] = []
 

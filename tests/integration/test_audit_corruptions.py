@@ -390,7 +390,7 @@ CORRUPTIONS = {
     ),
     "alarm_twice": (
         [
-            "alter table alarms drop constraint alarms_account_id_level_arm_key",
+            "alter table alarms drop constraint one_alarm",
             """insert into alarms (account_id, level, arm, level_minor, balance_minor)
                select account_id, level, arm, level_minor, balance_minor from alarms where level = 'low' and arm = 1""",
         ],

@@ -562,7 +562,7 @@ def test_examples_of_the_document_are_commands_that_work(database_url: str) -> N
                 assert json.loads(printed)["account_number"] == shop.home.number
 
     asyncio.run(story())
-    assert len(commands) == len(FACTS) + 2
+    assert len(commands) == len(FACTS) + 3
 
 
 def test_openapi_describes_every_fact_with_its_refusals(database_url: str) -> None:

@@ -63,23 +63,26 @@ def refused(settings: Settings, file: Path, *, what: str = "meters") -> str:
 def test_meters_are_registered_with_all_columns_and_a_byte_order_mark(settings: Settings, tmp_path: Path) -> None:
     """Columns come in any order, spaces around fields do not count, optional ones have defaults."""
     lines = [
-        "register_end_wh, make ,serial,rated_w,custody,drn,ea,dkga,sgc,key_type,krn,tariff_index,ken,base_year,model",
-        '1000000000,"Acme, Ltd", M1 ,15000,consumer,00000000018,7,2,123456,2,1,01,255,1993,A1',
+        "register_end_wh, make ,serial,rated_w,custody,drn,ea,dkga,sgc,key_type,krn,tariff_index,ken,base_year,model,"
+        "can_limit",
+        '1000000000,"Acme, Ltd", M1 ,15000,consumer,00000000018,7,2,123456,2,1,01,255,1993,A1,yes',
         "",
-        "1000000,,M2,6000,,,,,,,,,,,",
+        "1000000,,M2,6000,,,,,,,,,,,,",
+        "1000000,,M3,6000,,,,,,,,,,,,no",
     ]
     file = write(tmp_path, lines, encoding="utf-8-sig")
-    assert run_import_meters(settings, file) == (2, 0)
+    assert run_import_meters(settings, file) == (3, 0)
     stored = fetch(
         settings,
-        "select serial, make, model, rated_w, register_end_wh, custody, drn, ea, dkga, sgc, key_type, krn,"
+        "select serial, make, model, rated_w, register_end_wh, custody, can_limit, drn, ea, dkga, sgc, key_type, krn,"
         " tariff_index, ken, base_year from meters order by serial",
     )
     assert stored == [
-        ("M1", "Acme, Ltd", "A1", 15000, 10**9, "consumer", "00000000018", 7, 2, "123456", 2, 1, "01", 255, 1993),
-        ("M2", "", "", 6000, 1_000_000, "licensee", *[None] * 9),
+        ("M1", "Acme, Ltd", "A1", 15000, 10**9, "consumer", True, "00000000018", 7, 2, "123456", 2, 1, "01", 255, 1993),
+        ("M2", "", "", 6000, 1_000_000, "licensee", False, *[None] * 9),
+        ("M3", "", "", 6000, 1_000_000, "licensee", False, *[None] * 9),
     ]
-    assert fetch(settings, "select count(*) from meter_state") == [(2,)]
+    assert fetch(settings, "select count(*) from meter_state") == [(3,)]
 
 
 def test_import_run_again_adds_only_what_is_missing(settings: Settings, tmp_path: Path) -> None:

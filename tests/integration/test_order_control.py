@@ -18,8 +18,9 @@ import pytest
 from prometheus_client import generate_latest
 from psycopg import AsyncConnection
 
+import db.migrate
 from billing.journals import JournalKind
-from db.migrate import migrate
+from db.migrate import migrate, migrations
 from db.named import sql
 from db.order_control import AreaNotHeld, read_open_orders, read_status, release_area
 from db.pool import APPLICATION_ROLE, connect
@@ -51,8 +52,8 @@ select id, '2025-06-01', 'punjab-ds-2026-27', 'DS', 3000 from accounts;
 insert into installations (usage_point_id, meter_id, role, from_at)
 select id, id, 'billing', '2025-06-01' from usage_points;
 insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, balance_minor, cause)
-select a.id, a.id, a.shard, 'supply', 1, 'off', -5, 'reading' from accounts a order by a.id;
-insert into cut_off_areas (area) select distinct area from usage_points"""
+select a.id, a.id, a.shard, 'supply', 1, 'off', -5, 'reading' from accounts a order by a.id"""
+KNOWN_AREAS = b"insert into cut_off_areas (area) select distinct area from usage_points"
 
 
 @asynccontextmanager
@@ -62,6 +63,7 @@ async def _waiting(database_url: str, number: int, *, areas: int = 1) -> AsyncIt
         await migrate(owner)
         for statement in SEED.format(n=number, areas=areas).split(";\n"):
             await owner.execute(statement.encode())
+        await owner.execute(KNOWN_AREAS)
     async with await connect(database_url, application="process", role=APPLICATION_ROLE) as conn:
         yield conn
 
@@ -194,13 +196,28 @@ def test_a_restore_passes_twenty_thousand_waiting_cut_offs(database_url: str) ->
     asyncio.run(story())
 
 
-def test_migration_brings_open_cut_offs_under_their_areas(database_url: str) -> None:
-    """An order that was open before there were areas has its usage point's afterwards; so has every new cut-off."""
+def test_migration_brings_open_cut_offs_under_their_areas(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut-off that was open before there were limits has its area afterwards, and leaves; so has every new one."""
+    before = [migration for migration in migrations() if migration.name < "0008"]
 
     async def story() -> None:
-        async with _waiting(database_url, 4, areas=2) as conn:
+        async with await connect(database_url, application="owner") as conn:
+            with monkeypatch.context() as patched:
+                patched.setattr(db.migrate, "migrations", lambda: before)
+                await migrate(conn)
+            for statement in SEED.format(n=4, areas=2).split(";\n"):
+                await conn.execute(statement.encode())
+            await conn.execute(b"update supply_orders set state = 'confirmed' where id = 4")
+            assert "0008_order_control.sql" in await migrate(conn)
+            await conn.execute(
+                b"insert into supply_orders (meter_id, account_id, shard, kind, epoch, relay, balance_minor, cause)"
+                b" values (4, 4, 4, 'supply', 2, 'off', -5, 'reading')"
+            )
             rows = await (await conn.execute(b"select id, area from supply_orders order by id")).fetchall()
-            assert rows == [(1, "area 1"), (2, "area 0"), (3, "area 1"), (4, "area 0")]
+            assert rows == [(1, "area 1"), (2, "area 0"), (3, "area 1"), (4, ""), (5, "area 0")]
+            await conn.execute(KNOWN_AREAS)
+            async with conn.transaction():
+                assert (await _round(conn, WIDE))[1] == [1, 2, 3, 5]
 
     asyncio.run(story())
 

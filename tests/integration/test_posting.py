@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from billing.calendar import LocalCalendar, to_ms
 from billing.journals import JournalKind
+from billing.notices import Cut, Exhausted, Facts, Recharged, Restored, read_facts
 from billing.rating import Lines, total
 from billing.running import Point, bill_by_month
 from billing.supply import Mode, Supply
@@ -125,11 +126,13 @@ async def read(
         return await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=now_ms)
 
 
-async def money(conn: AsyncConnection, home: Home, kind: JournalKind, amount_minor: int) -> Posted:
+async def money(
+    conn: AsyncConnection, home: Home, kind: JournalKind, amount_minor: int, *, now_ms: int = NOW_MS
+) -> Posted:
     """Book money to an account."""
     async with conn.transaction():
         view = await lock_and_look(conn, home.account_id, RULES)
-        return await post_money(conn, view, kind, amount_minor, rules=RULES, now_ms=NOW_MS)
+        return await post_money(conn, view, kind, amount_minor, rules=RULES, now_ms=now_ms)
 
 
 async def close(conn: AsyncConnection, until: date) -> ClosedDays:
@@ -172,6 +175,13 @@ async def notices(conn: AsyncConnection, home: Home) -> list[str]:
     """Return the kinds of an account's notices."""
     found = await rows(conn, "select kind from notices where account_id = %s order by id", home.account_id)
     return [row["kind"] for row in found]
+
+
+async def told(conn: AsyncConnection, home: Home) -> list[Facts]:
+    """Return what an account's consumer was told, as facts; no sentence is stored beside them."""
+    found = await rows(conn, "select kind, facts, body from notices where account_id = %s order by id", home.account_id)
+    assert [row["body"] for row in found] == [None] * len(found)
+    return [read_facts(row["kind"], row["facts"]) for row in found]
 
 
 async def booked(conn: AsyncConnection, home: Home) -> dict[date, tuple[int, Lines]]:
@@ -421,7 +431,7 @@ def test_ledger_and_tokens_are_append_only(database_url: str) -> None:
 
 
 def test_reversal_below_zero_cuts_supply(database_url: str) -> None:
-    """A payment taken back leaves the account exhausted: one alarm, one cut-off, the way back in words."""
+    """A payment taken back leaves the account exhausted: one alarm, one cut-off, the way back in the notice."""
 
     async def story(conn: AsyncConnection) -> None:
         home = await open_home(conn, "A1", opening_credit_minor=100_000, emergency_credit_minor=300)
@@ -433,7 +443,10 @@ def test_reversal_below_zero_cuts_supply(database_url: str) -> None:
         assert posted.decision.supply is Supply.OFF
         assert await alarms(conn, home) == [("exhausted", 1, -383)]
         assert await orders(conn, home) == [("off", "pending", 1)]
-        assert await notices(conn, home) == ["recharged", "exhausted"]
+        assert await told(conn, home) == [
+            Recharged(amount_minor=50_000, balance_minor=149_617),
+            Exhausted(balance_minor=-383, restores_minor=84),
+        ]
 
     on_database(database_url, story)
 
@@ -454,6 +467,38 @@ def test_restore_supersedes_the_open_cut_off(database_url: str) -> None:
         state = await rows(conn, "select order_epoch from meter_state where meter_id = %s", home.meter_id)
         assert state[0]["order_epoch"] == 2
         assert (await notices(conn, home))[-3:] == ["recharged", "restored", "recharged"]
+
+    on_database(database_url, story)
+
+
+def test_account_exhausted_in_protected_hours_is_cut_by_a_posting_in_the_window(database_url: str) -> None:
+    """Told in the evening until when; too small a recharge in the window cuts, and enough restores at night."""
+
+    async def story(conn: AsyncConnection) -> None:
+        home = await open_home(conn, "A1", opening_credit_minor=20_000, category="GOVT")
+        evening = local(APRIL, 44)
+        opens = local(APRIL, 24 + 24 + 10)
+        await read(conn, home, [(evening, 60_000)], now_ms=to_ms(evening))
+        owed_minor = -(await view_of(conn, home)).balance_minor(KOLKATA)
+        assert await read(conn, home, [(evening + HOUR, 60_000)], now_ms=to_ms(evening + HOUR)) is None
+        exhausted_at = "select exhausted_at, desired from accounts where id = %s"
+        waiting = {"exhausted_at": evening, "desired": "on"}
+        assert (await rows(conn, exhausted_at, home.account_id), await orders(conn, home)) == ([waiting], [])
+        small = await money(conn, home, JournalKind.VEND, 100, now_ms=to_ms(opens))
+        assert (small.decision.supply, await orders(conn, home)) == (Supply.OFF, [("off", "pending", 1)])
+        cut = {"exhausted_at": evening, "desired": "off"}
+        assert await rows(conn, exhausted_at, home.account_id) == [cut]
+        # Restored at night.
+        await money(conn, home, JournalKind.VEND, owed_minor, now_ms=to_ms(opens + 12 * HOUR))
+        assert await rows(conn, exhausted_at, home.account_id) == [{"exhausted_at": None, "desired": "on"}]
+        missing_minor = owed_minor - 100
+        assert await told(conn, home) == [
+            Exhausted(balance_minor=-owed_minor, restores_minor=owed_minor + 1, protected_until_ms=to_ms(opens)),
+            Recharged(amount_minor=100, balance_minor=-missing_minor, restores_minor=missing_minor + 1),
+            Cut(balance_minor=-missing_minor, restores_minor=missing_minor + 1, cut_at_ms=to_ms(opens)),
+            Recharged(amount_minor=owed_minor, balance_minor=100),
+            Restored(balance_minor=100),
+        ]
 
     on_database(database_url, story)
 

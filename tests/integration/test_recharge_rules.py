@@ -20,6 +20,7 @@ pytestmark = pytest.mark.db
 
 TODAY = CALENDAR.day_of(to_ms(NOON))
 BUILTIN = parse_rules(builtin_rules_text()).default
+LATEST_FACTS = "select facts from notices where kind = %s order by id desc limit 1"
 
 
 async def bring_arrears(shop: Shop, *amounts_minor: int) -> None:
@@ -180,8 +181,8 @@ def test_confirmation_names_share_and_the_recharge_that_restores_after_it(databa
             restores_minor = recharge_to_keep(60_001, 100_000, BUILTIN)
             assert split_recharge(restores_minor, 100_000, BUILTIN).kept_minor == 60_001
             assert confirmed["supply"]["restores_with_minor"] == confirmed["sell_at_least_minor"] == restores_minor
-            notice = await shop.one("select body from notices where kind = 'exhausted' order by id desc")
-            assert f"until you recharge Rs {confirmed['sell_at_least']} or more" in notice
+            told = {"balance_minor": -60_000, "restores_minor": restores_minor}
+            assert await shop.one(LATEST_FACTS, "exhausted") == told
             short = (await shop.vend("m-1", "800.00")).json()
             assert (short["supply"]["state_after_desired"], short["balance_after"]) == ("off", "0.00")
             confirmed = (await shop.get(f"/v1/meters/{shop.home.serial}")).json()
@@ -207,8 +208,24 @@ def test_recharge_that_recovery_leaves_too_small_changes_no_supply_and_rings_not
             assert (answer["balance_after"], answer["supply"]["state_after_desired"]) == ("-75.00", "off")
             assert [await shop.count(table) for table in ("supply_orders", "alarms")] == before
             assert await shop.one("select count(*) from notices where kind = 'restored'") == 0
-            notice = await shop.one("select body from notices where kind = 'recharged'")
-            assert "recharge of Rs 500.00 received. Your balance is Rs -75.00" in notice
+            restores_minor = answer["supply"]["restores_with_minor"]
+            told = {"amount_minor": 50_000, "balance_minor": -7_500, "restores_minor": restores_minor}
+            assert (await shop.one(LATEST_FACTS, "recharged")).items() >= told.items()
+
+    asyncio.run(story())
+
+
+def test_recharge_that_pays_the_last_arrears_is_told_with_what_restores_after_them(database_url: str) -> None:
+    """What the consumer reads is what the receipt says: arrears that are gone take no share of the next recharge."""
+
+    async def story() -> None:
+        async with open_shop(database_url) as shop:
+            await bring_arrears(shop, 12_500)
+            await shop.set_balance(-80_000)
+            answer = (await shop.vend("m-1")).json()
+            assert (answer["earlier_arrears_paid"], answer["earlier_arrears_left"]) == ("125.00", "0.00")
+            assert answer["supply"]["restores_with_minor"] == 42_501
+            assert (await shop.one(LATEST_FACTS, "recharged"))["restores_minor"] == 42_501
 
     asyncio.run(story())
 

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from billing.calendar import from_ms
 from billing.journals import JournalKind
 from db.posting import lock_and_look, post_threshold
+from db.supply_holds import approve_hold, ask_hold, set_exemption
 from headend.dispatch_plan import CutOffLimits
 from meter_sim.meter import SWITCH_OPEN
 from prepaid.embedded import EmbeddedNats
@@ -54,6 +56,26 @@ def test_exhausted_credit_cuts_supply_and_a_recharge_restores_it(database_url: s
         assert await street.notices() == ["exhausted", "recharged", "restored"]
         assert await street.site.one("select relay from meter_state") == "on"
         assert len(street.meter.given(OrderKind.SUPPLY)) == 2
+
+    tell(database_url, nats, story)
+
+
+@pytest.mark.parametrize("kept_by", ["hold", "exemption"])
+def test_hold_or_exemption_restores_an_account_that_is_cut(database_url: str, nats: EmbeddedNats, kept_by: str) -> None:
+    """Approved while supply is off, it brings supply back by itself: no recharge and no reading is waited for."""
+
+    async def story(street: Street) -> None:
+        await street.use(2, 15_000)
+        await street.until_orders(("off", "confirmed"))
+        conn, account_id, now = street.site.conn, street.home.account_id, from_ms(now_ms())
+        if kept_by == "hold":
+            hold_id = await ask_hold(conn, account_id, reason="oxygen", by="A. Kaur", until=None, now=now)
+            await approve_hold(conn, hold_id, by="B. Singh", now=now)
+        else:
+            await set_exemption(conn, account_id, reason="oxygen", by="A. Kaur", now=now)
+        await street.until_orders(("off", "confirmed"), ("on", "confirmed"))
+        assert street.meter.relay is Relay.ON
+        assert await street.notices() == ["exhausted", "restored"]
 
     tell(database_url, nats, story)
 

@@ -235,12 +235,17 @@ def test_openapi_shows_every_route_with_examples(database_url: str) -> None:
                 "/v1/consumer/{account}/notices",
                 "/v1/consumer/{account}/thresholds",
                 "/v1/consumer/{account}/supply-history",
+                "/v1/accounts/{id}/contacts",
+                "/v1/accounts/{id}/contacts/{contact}",
+                "/v1/accounts/{id}/contacts/{contact}/code",
+                "/v1/accounts/{id}/contacts/{contact}/verify",
+                "/v1/sms/inbound",
                 "/v1/tokens/verify",
                 "/health",
                 "/metrics",
             }
             schemas = document["components"]["schemas"]
-            for name in ("VendBody", "ThresholdBody", "VerifyBody"):
+            for name in ("VendBody", "ThresholdBody", "VerifyBody", "ContactBody", "CodeBody"):
                 assert all("examples" in field for field in schemas[name]["properties"].values()), name
             assert schemas["VendAnswer"]["examples"]
             assert "422" in document["paths"]["/v1/vends"]["post"]["responses"]

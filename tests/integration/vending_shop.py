@@ -137,7 +137,9 @@ class Shop:
 
 
 @asynccontextmanager
-async def open_shop(database_url: str, *, module: SecurityModule | None = None) -> AsyncIterator[Shop]:
+async def open_shop(
+    database_url: str, *, module: SecurityModule | None = None, sms_secret: bytes | None = None
+) -> AsyncIterator[Shop]:
     """Open the application on an empty database."""
     async with await connect(database_url, application="test") as conn:
         await migrate(conn)
@@ -150,6 +152,7 @@ async def open_shop(database_url: str, *, module: SecurityModule | None = None) 
             vend_min_minor=1_000,
             vend_max_minor=5_000_000,
             stale_reading_s=None,
+            sms_secret=sms_secret,
             clock=clock,
         )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)

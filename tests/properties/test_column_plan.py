@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.running import Point, begin, follow, opening
-from billing.supply import Mode, Supply
+from billing.supply import FurtherLevel, Mode, Supply
 from billing.tariff import ENERGY_WH_MAX
 from billing.tariff_document import builtin_tariff
 from billing.terms import one_assignment
@@ -52,7 +52,14 @@ registers_wh = st.one_of(
     st.sampled_from([0, REGISTER_WH - 1, REGISTER_WH, 999_999_900, 1_000_000_000, 10**10, 2**63 - 1]),
 )
 channel = st.one_of(st.none(), st.integers(0, 300_000))
-relays = st.sampled_from([None, Relay.ON, Relay.OFF])
+relays = st.sampled_from([None, *Relay])
+further_levels = st.builds(
+    FurtherLevel,
+    n=st.just(1),
+    level_minor=st.sampled_from([0, 800, CREDIT_MINOR]),
+    arm=st.just(1),
+    raised=st.booleans(),
+)
 
 
 @st.composite
@@ -77,8 +84,9 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
         emergency_credit_minor=draw(st.sampled_from([0, 1_500])),
         low_raised=draw(st.booleans()),
         exhausted_raised=draw(st.booleans()),
-        desired=draw(st.sampled_from([Supply.ON, Supply.ON, Supply.OFF])),
+        desired=draw(st.sampled_from([Supply.ON, Supply.ON, Supply.OFF, Supply.LIMITED])),
         absent=draw(st.sampled_from([False, False, False, True])),
+        thresholds=draw(st.lists(further_levels, max_size=2).map(tuple)),
     )
     account = replace(
         plain.account,
@@ -89,6 +97,7 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
         silent=draw(st.sampled_from([False, False, False, True])),
         held=draw(st.sampled_from([False, False, False, True])),
         told=draw(st.sampled_from([None, Supply.ON, Supply.OFF])),
+        waits=draw(st.booleans()),
     )
     return replace(
         plain,
@@ -97,7 +106,7 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
         segments=(RegisterSegment(from_ms=T0, offset_wh=-REGISTER_WH),),
         mark_ms=mark_ms,
         mark_wh=mark_wh,
-        relay=draw(st.sampled_from([None, Supply.ON, Supply.OFF])),
+        relay=draw(st.sampled_from([None, *Supply])),
         relay_at_ms=draw(st.sampled_from([None, T0 + HOUR_MS])),
         account=account,
     )

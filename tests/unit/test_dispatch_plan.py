@@ -44,6 +44,7 @@ CUT = DueOrder(
     same_before_ms=None,
     busy_ms=None,
 )
+LOAD_LIMIT = replace(CUT, relay="limited")
 RESTORE = replace(CUT, relay="on", category=None)
 ALARM = replace(CUT, kind="alarm", relay=None, category=None)
 
@@ -103,6 +104,14 @@ def test_cut_off_outside_its_hours_waits_for_them() -> None:
     assert _plan(RESTORE, hours=closed).send == [RESTORE]
 
 
+def test_load_limit_obeys_the_hours_of_a_cut_off() -> None:
+    """An evening that is protected is protected from a limit, too; one on its way expires with the hours."""
+    closed = Hours(allowed=False, opens_in_ms=50_000)
+    assert _plan(LOAD_LIMIT, hours=closed).put_off == [PutOff(id=1, wait_ms=50_000, why=Waits.HOURS)]
+    plan = _plan(LOAD_LIMIT, hours=Hours(allowed=True, closes_ms=77))
+    assert (plan.send, plan.closes_ms) == ([LOAD_LIMIT], {1: 77})
+
+
 def test_cut_off_within_its_hours_expires_with_them() -> None:
     """What is delayed on its way must not cut when the hours are over."""
     assert _plan(CUT, hours=Hours(allowed=True, closes_ms=77)).closes_ms == {1: 77}
@@ -149,6 +158,14 @@ def test_cut_offs_beyond_the_minutes_limit_stay_and_alarm() -> None:
     kept, alarms = within_limits([*restores, *_cuts(5)], areas, LIMITS)
     assert kept == [*restores, *_cuts(2)]
     assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.CAPPED, sent=3, most=3)]
+
+
+def test_load_limits_are_no_cut_offs_to_an_area() -> None:
+    """Nobody is in the dark with a small load: limits leave at once, even of an area on hold, and are not counted."""
+    load_limits = [replace(LOAD_LIMIT, id=90 + place, meter_id=90 + place) for place in range(9)]
+    areas = {"north": AreaCount(minute_sent=0, hour_sent=0, held=True)}
+    assert within_limits([*load_limits, *_cuts(1)], areas, LIMITS) == (load_limits, [])
+    assert within_limits([replace(LOAD_LIMIT, area="never counted in")], {}, LIMITS)[0] != []
 
 
 def test_cut_offs_that_fit_raise_no_alarm() -> None:

@@ -20,6 +20,7 @@ from billing.forecast import (
     idle_day_minor,
     level_minor,
     make_threshold,
+    make_thresholds,
     present_use,
 )
 from billing.running import Point, begin, opening
@@ -164,6 +165,18 @@ def test_threshold_in_range_is_made() -> None:
     """The ends of each range belong to it."""
     for kind, value in ((ThresholdKind.AMOUNT, 0), (ThresholdKind.DAYS, 90), (ThresholdKind.PERCENT, 1)):
         assert make_threshold(kind, value) == Threshold(kind=kind, value=value)
+
+
+def test_thresholds_of_one_consumer_are_few_and_no_two_equal() -> None:
+    """The same number by two kinds is two wishes; more than five, or one twice, is refused."""
+    wanted = [Threshold(kind=kind, value=5) for kind in ThresholdKind]
+    wanted += [Threshold(kind=ThresholdKind.DAYS, value=value) for value in (6, 7)]
+    assert make_thresholds(wanted) == tuple(wanted)
+    assert make_thresholds([]) == ()
+    with pytest.raises(BadThreshold, match="expected at most 5, got 6"):
+        make_thresholds([*wanted, Threshold(kind=ThresholdKind.DAYS, value=8)])
+    with pytest.raises(BadThreshold, match="got 7 by days twice"):
+        make_thresholds([*wanted[1:], wanted[-1]])
 
 
 def test_idle_day_is_the_fixed_charge_with_its_levies() -> None:

@@ -167,6 +167,17 @@ def test_texts_are_as_a_consumer_reads_them() -> None:
     assert "1234.567 ਯੂਨਿਟ" in use
 
 
+@pytest.mark.parametrize(
+    ("language", "state"), [(Language.ENGLISH, "limited"), (Language.HINDI, "सीमित"), (Language.PUNJABI, "ਸੀਮਤ")]
+)
+def test_balance_of_a_limited_supply_names_the_state_and_the_recharge(language: Language, state: str) -> None:
+    """Supply that is limited is neither on nor off, and what is asked for is not supply, which there is."""
+    facts = BalanceAnswer(balance_minor=-500, at_ms=AT_MS, supply=Supply.LIMITED, restores_minor=501)
+    told = words_of(facts, language, Channel.SMS)
+    assert state in told
+    assert "5.01" in told
+
+
 def test_same_facts_make_the_same_message() -> None:
     """What is sent twice is the same message."""
     for kind, language, channel in EVERY:

@@ -263,6 +263,18 @@ def test_exhausting_reading_makes_its_account_a_candidate() -> None:
     assert _plan(reading("M1", T0 + HOUR_MS, 1_001), meter=warned).candidates == {warned.account.id}
 
 
+def test_account_that_waits_for_its_hour_is_no_candidate_until_it_has_credit() -> None:
+    """Exhausted and protected: readings change nothing; one not decided yet, or that has credit again, is looked at."""
+    spent = reading("M1", T0 + HOUR_MS, 15_000)
+    for waits in (False, True):
+        meter = meter_state(posted_minor=1_000, waits=waits)
+        levels = replace(meter.account.levels, exhausted_raised=True, exhausted_at_ms=T0)
+        meter = replace(meter, account=replace(meter.account, levels=levels))
+        assert _plan(spent, meter=meter).candidates == (set() if waits else {meter.account.id})
+    recharged = meter_state(waits=True)
+    assert _plan(spent, meter=recharged).candidates == {recharged.account.id}
+
+
 def test_silent_or_held_account_is_looked_at_with_its_next_reading() -> None:
     """A reading releases a held cut-off and settles a period end that was closed unread."""
     meter = meter_state()
@@ -312,6 +324,10 @@ def test_relay_that_is_not_as_desired_makes_a_candidate() -> None:
     """A meter that was switched by hand is looked at, unless an order is on its way to it."""
     message = _with_status(reading("M1", T0 + HOUR_MS, 1_001), clock_ms=T0 + HOUR_MS, relay=Relay.OFF)
     assert _plan(message, meter=meter_state(relay=Supply.ON)).candidates == {101}
+    limited = _with_status(reading("M1", T0 + HOUR_MS, 1_001), clock_ms=T0 + HOUR_MS, relay=Relay.LIMITED)
+    assert _plan(limited, meter=meter_state(relay=Supply.ON)).candidates == {101}
+    as_desired = _plan(limited, meter=meter_state(relay=Supply.ON, desired=Supply.LIMITED))
+    assert as_desired.relays == [(1, Supply.LIMITED, T0 + HOUR_MS)]
     told = meter_state(relay=Supply.ON, told=Supply.ON)
     assert _plan(message, meter=told).candidates == set()
 

@@ -100,12 +100,49 @@ def test_recharge_that_leaves_a_debt_says_how_much_more_restores() -> None:
     assert "credit" not in lines
 
 
+def test_recharge_that_lifts_a_load_limit_says_so() -> None:
+    """Who was limited and has credit again gets the whole supply back."""
+    lines = lines_of(replace(RECEIPT, supply_before=Supply.LIMITED))
+    assert lines["supply_restored"] == "Supply restored: yes, its limit is lifted by itself"
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "text"),
+    [
+        (
+            Supply.LIMITED,
+            "supply_limited",
+            "Supply restored: no, it is limited to a small load, INR 100.01 more restores it",
+        ),
+        (Supply.ON, "supply_on", "Supply is on without credit, INR 100.01 more gives credit"),
+    ],
+)
+def test_recharge_that_leaves_a_debt_tells_a_limited_and_a_protected_supply_from_one_that_is_off(
+    after: Supply, code: str, text: str
+) -> None:
+    """Whatever the supply before: the missing amount is named, and what it is missing for."""
+    for before in Supply:
+        receipt = replace(
+            RECEIPT,
+            balance_before_minor=-60_000,
+            balance_after_minor=-10_000,
+            supply_before=before,
+            supply_after=after,
+            restores_with_minor=10_001,
+        )
+        assert lines_of(receipt)[code] == text
+        (line,) = [line for line in receipt_lines(receipt) if line.code == code]
+        assert line.amount_minor == 10_001
+
+
 def test_receipt_whose_balances_do_not_add_up_is_our_bug() -> None:
     """A receipt never says other than what was posted."""
     with pytest.raises(AssertionError):
         replace(RECEIPT, balance_after_minor=38_001)
     with pytest.raises(AssertionError):
         replace(RECEIPT, restores_with_minor=1)
+    with pytest.raises(AssertionError):
+        replace(RECEIPT, supply_after=Supply.LIMITED)
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**9), st.booleans())

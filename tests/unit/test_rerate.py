@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from billing.assigning import AssignmentRequest
 from billing.rerate import Crossing, TermsChange, TermsFilter, changed_assignments, crossing_of, levy_split
 from billing.running import LateUsage
-from billing.supply import Levels, Mode, Supply
+from billing.supply import FurtherLevel, Levels, Mode, Supply
 from billing.tariff_document import builtin_tariff
 from billing.terms import Assignment, Terms
 
@@ -103,6 +104,19 @@ def levels(*, threshold_minor: int | None = 500, emergency_credit_minor: int = 1
 def test_crossing_tells_supply_before_alarm(before_minor: int, after_minor: int, crossing: Crossing) -> None:
     """Emergency credit counts; a balance that was beyond a level before does not cross it again."""
     assert crossing_of(levels(), before_minor, after_minor) is crossing
+
+
+@pytest.mark.parametrize(
+    ("before_minor", "after_minor", "crossing"),
+    [(801, 800, Crossing.LOW), (800, 501, Crossing.NONE), (301, 300, Crossing.LOW), (300, 299, Crossing.NONE)],
+)
+def test_crossing_of_a_further_threshold_is_an_alarm(before_minor: int, after_minor: int, crossing: Crossing) -> None:
+    """Whoever approves a correction sees every consumer that it warns."""
+    further = (
+        FurtherLevel(n=1, level_minor=300, arm=1, raised=False),
+        FurtherLevel(n=2, level_minor=800, arm=1, raised=False),
+    )
+    assert crossing_of(replace(levels(), thresholds=further), before_minor, after_minor) is crossing
 
 
 def test_line_that_is_a_levy_under_one_tariff_only_is_taken_back_whole() -> None:

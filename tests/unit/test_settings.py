@@ -68,6 +68,14 @@ def test_unknown_variable_stops_the_start(name: str, monkeypatch: pytest.MonkeyP
         ("PREPAID_VEND_MIN_MINOR", "9000000", "vend_min_minor: expected at most vend_max_minor"),
         ("PREPAID_MQTT_URL", "mqtt://broker:1883", "mqtt_url: expected nats_url beside it"),
         ("PREPAID_NATS_URL", "nats://one:4222,http://two", "nats_url: expected an address beginning with nats://"),
+        ("PREPAID_QUIET_HOURS", "9pm-7am", "quiet_hours: quiet hours: expected none or two different times"),
+        ("PREPAID_NOTICES_PER_DAY_MAX", "0", "notices_per_day_max"),
+        ("PREPAID_SMTP_HOST", "mail.b.in", "smtp_host: expected smtp_from beside it"),
+        ("PREPAID_SMTP_FROM", "nobody", "smtp_from: e-mail: expected an address"),
+        ("PREPAID_SMTP_USER", "pspcl", "smtp_user: expected smtp_password beside it"),
+        ("PREPAID_SMS_URL", "ftp://gateway", "sms_url: expected an address beginning with https://"),
+        ("PREPAID_SMS_URL", "https://gateway.in/sms", "sms_url: expected sms_secret beside it"),
+        ("PREPAID_SMS_SECRET", "short", "sms_secret: expected 32 characters or more"),
     ],
 )
 def test_value_out_of_bounds_stops_the_start_in_one_line(
@@ -88,6 +96,24 @@ def test_password_in_an_address_is_never_shown(monkeypatch: pytest.MonkeyPatch) 
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("PREPAID_DATABASE_URL", "postgresql://user:hunter2@db/x")
     assert "hunter2" not in repr(load_settings())
+
+
+def test_channel_is_set_up_whole_and_its_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password goes over no open line; neither an error nor a log of the settings gives a secret away."""
+    secret = "s" * 32
+    for name, value in {
+        "SMTP_HOST": "mail.b.in", "SMTP_FROM": "A@B.in", "SMTP_USER": "pspcl", "SMTP_PASSWORD": "hunter2",
+        "SMS_URL": f"https://gateway.in/sms?key={secret}", "SMS_SECRET": secret, "QUIET_HOURS": "none",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"PREPAID_{name}", value)
+    settings = load_settings()
+    assert (settings.smtp_from, settings.smtp_port, settings.smtp_security) == ("A@b.in", 587, "starttls")
+    assert "hunter2" not in repr(settings)
+    assert secret not in repr(settings)
+    monkeypatch.setenv("PREPAID_SMTP_SECURITY", "none")
+    with pytest.raises(SettingsError, match="smtp_security: expected starttls or tls") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from protocols.native import (
 T0 = 1_763_730_000_000
 HALF_HOUR_MS = 1_800_000
 TOKEN = "1" * 20
+CAN_LIMIT = MeterSettings(can_limit=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,12 @@ def supply(relay: Relay, *, order_id: int = 1, epoch: int = 1, balance_minor: in
         threshold_minor=None,
         expires_at_ms=T0 + 60_000,
     )
+
+
+def limited(limit_w: int, *, epoch: int = 1, balance_minor: int | None = None) -> Command:
+    """Compose an order that limits the load."""
+    order = supply(Relay.LIMITED, order_id=epoch, epoch=epoch, balance_minor=balance_minor)
+    return replace(order, limit_w=limit_w)
 
 
 def alarm(*, balance_minor: int | None, threshold_minor: int | None, level: str = "low") -> Command:
@@ -274,6 +281,82 @@ def test_stuck_relay_refuses_and_keeps_its_position() -> None:
     assert (len(messages), home.relay) == (1, Relay.ON)
 
 
+def test_limited_meter_lets_at_most_the_limit_flow() -> None:
+    """500 W are 250 Wh in half an hour; a smaller load flows whole; power and current are those that flow."""
+    home = meter(settings=CAN_LIMIT)
+    home.advance(T0, 1_000)
+    home.obey(limited(500, balance_minor=-120), T0)
+    home.advance(T0 + HALF_HOUR_MS, 1_000, power_w=2_000, current_ma=9_000, pf_milli=900)
+    assert home.register_wh == 1_250
+    home.advance(T0 + 2 * HALF_HOUR_MS, 249, power_w=498, current_ma=2_200)
+    assert home.register_wh == 1_499
+    home.advance(T0 + 2 * HALF_HOUR_MS + 60_000, 1_000)
+    assert home.register_wh == 1_499 + 500 // 60
+    (sent,) = [uplink for uplink in drain(home) if isinstance(uplink, Readings) and len(uplink.read_at_ms) > 1]
+    assert (sent.power_w, sent.current_ma) == ([None, 500, 498], [None, 2_250, 2_200])
+    assert (sent.pf_milli, sent.relay) == ([None, 900, None], Relay.LIMITED)
+
+
+def test_limited_meter_whose_first_interval_ends_goes_by_its_length() -> None:
+    """A meter that has not measured yet knows how long an interval is."""
+    home = meter(settings=CAN_LIMIT)
+    home.obey(limited(500), T0)
+    home.advance(T0, 1_000)
+    assert home.register_wh == 250
+
+
+def test_load_limit_is_shown_and_no_event_of_the_switch() -> None:
+    """The switch stays closed: only opening and closing it are events. A ringing alarm hides no limit."""
+    home = meter(settings=CAN_LIMIT, threshold_minor=1_000)
+    (reply,) = home.obey(limited(500, balance_minor=-120), T0)
+    assert isinstance(reply, CommandReply)
+    assert (reply.result, reply.relay) == (ReplyResult.DONE, Relay.LIMITED)
+    assert home.display == "SUPPLY LIMITED TO 500 W LOW BALANCE -1.20"
+    (reply,) = home.obey(supply(Relay.ON, order_id=2, epoch=2, balance_minor=5_000), T0)
+    assert (home.relay, home.limit_w, home.display) == (Relay.ON, None, "BALANCE 50.00")
+    event, _ = home.obey(supply(Relay.OFF, order_id=3, epoch=3), T0)
+    assert isinstance(event, MeterEvent)
+    assert event.code == SWITCH_OPEN
+    event, _ = home.obey(limited(500, epoch=4), T0)
+    assert isinstance(event, MeterEvent)
+    assert (event.code, home.relay) == (SWITCH_CLOSED, Relay.LIMITED)
+
+
+def test_new_limit_replaces_the_one_before() -> None:
+    """The limit last ordered holds."""
+    home = meter(settings=CAN_LIMIT)
+    home.obey(limited(500), T0)
+    home.obey(limited(1_000, epoch=2), T0)
+    home.advance(T0, 10_000)
+    assert home.register_wh == 500
+
+
+def test_meter_that_cannot_limit_refuses_and_keeps_its_supply() -> None:
+    """It says so, and may be told again: a refused epoch is not used up."""
+    home = meter()
+    for _ in range(2):
+        (reply,) = home.obey(limited(500), T0)
+        assert isinstance(reply, CommandReply)
+        assert (reply.result, reply.relay) == (ReplyResult.REFUSED, Relay.ON)
+    assert home.display == "BALANCE --"
+    home.advance(T0, 1_000)
+    assert home.register_wh == 1_000
+    assert result_of(home.obey(supply(Relay.OFF), T0)) is ReplyResult.DONE
+
+
+def test_token_lifts_a_limit_until_its_credit_is_used_up() -> None:
+    """Offline the meter goes back to what it was ordered: it limits again and cuts nothing."""
+    settings = replace(CAN_LIMIT, fallback_rate_milli_per_kwh=1_000_000)
+    home = meter(token=Credit(accepted=True, credit_minor=1_000), settings=settings)
+    home.obey(limited(500, balance_minor=-100), T0)
+    home.enter_token(TOKEN, T0)
+    assert home.relay is Relay.ON
+    assert home.advance(T0 + HALF_HOUR_MS, 900) == ()
+    assert (home.relay, home.limit_w, home.balance_minor) == (Relay.LIMITED, 500, 0)
+    home.advance(T0 + 2 * HALF_HOUR_MS, 900)
+    assert home.register_wh == 900 + 250
+
+
 def test_alarm_command_shows_sounds_and_keeps_the_threshold() -> None:
     """The alarm is the meter's to show, and its threshold the meter's to keep."""
     home = meter()
@@ -387,6 +470,7 @@ STEPS = st.one_of(
     st.tuples(st.just("advance"), st.integers(0, 5_000)),
     st.tuples(st.just("off"), st.integers(1, 6)),
     st.tuples(st.just("on"), st.integers(1, 6)),
+    st.tuples(st.just("limited"), st.integers(1, 6)),
     st.tuples(st.just("token"), st.just(0)),
     st.tuples(st.just("send"), st.just(0)),
 )
@@ -395,7 +479,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=40))
 def test_any_history_is_told_completely_once_and_in_order(steps: list[tuple[str, int]]) -> None:
     """Every interval is sent exactly once in ascending time, and every message survives the wire."""
-    home = meter(token=Credit(accepted=True, credit_minor=100))
+    home = meter(token=Credit(accepted=True, credit_minor=100), settings=CAN_LIMIT)
     expected: list[tuple[int, int]] = []
     sent: list[tuple[int, int]] = []
     now_ms = T0
@@ -410,22 +494,25 @@ def test_any_history_is_told_completely_once_and_in_order(steps: list[tuple[str,
                 assert decode_uplink("amr/PB000001/ev", payload) == uplink
 
     for step, amount in steps:
-        before_wh, was_closed = home.register_wh, home.relay is Relay.ON
+        before_wh, limit_w = home.register_wh, home.limit_w
+        # Twice as many watts as watt-hours of half an hour.
+        most_wh = {Relay.ON: amount, Relay.LIMITED: (limit_w or 0) // 2, Relay.OFF: 0}[home.relay]
         if step == "advance":
             now_ms += HALF_HOUR_MS
             home.advance(now_ms, amount)
             expected.append((now_ms, home.register_wh))
-            assert home.register_wh == before_wh + (amount if was_closed else 0)
+            assert home.register_wh == before_wh + min(amount, most_wh)
         elif step == "token":
             home.enter_token(TOKEN, now_ms)
         elif step == "send":
             send()
         else:
-            relay = Relay.ON if step == "on" else Relay.OFF
-            order = replace(supply(relay, order_id=amount, epoch=amount), expires_at_ms=now_ms + 1)
+            order = replace(supply(Relay(step), order_id=amount, epoch=amount), expires_at_ms=now_ms + 1)
+            if order.relay is Relay.LIMITED:
+                order = replace(order, limit_w=1_000 * amount)
             home.obey(order, now_ms)
-            state = (home.relay, home.balance_minor, home.register_wh)
+            state = (home.relay, home.limit_w, home.balance_minor, home.register_wh)
             home.obey(order, now_ms)
-            assert (home.relay, home.balance_minor, home.register_wh) == state
+            assert (home.relay, home.limit_w, home.balance_minor, home.register_wh) == state
     send()
     assert sent == expected

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.calendar import LocalCalendar
+from billing.forecast import BadThreshold
 from billing.money import BadAmount
 from billing.statement import StatementError
 from db.orders import PostingRules
@@ -32,6 +33,7 @@ from vending.edges.metrics import VendingMetrics
 from vending.edges.routes import AppState, answer, router, state_of
 from vending.edges.statement_routes import statement_router
 from vending.edges.store import Desk
+from vending.edges.threshold_routes import threshold_router
 from vending.security import SecurityModule
 from vending.sts.errors import MalformedToken
 from vending.vends import DeclineReason, VendingError, VendLimits
@@ -67,6 +69,7 @@ _STATUS_OF_CODE: Mapping[str, int] = {
     "bad_amount": 400,
     "bad_instant": 400,
     "bad_period": 400,
+    "bad_threshold": 400,
     "drn_check_digit": 400,
     "malformed_token": 400,
     "api_key_wrong": 401,
@@ -139,6 +142,7 @@ def create_app(
     app.include_router(statement_router)
     app.include_router(contact_router)
     app.include_router(consumer_router)
+    app.include_router(threshold_router)
     app.include_router(page_router)
     _add_error_answers(app)
     # The one added last sees a request first.
@@ -192,7 +196,7 @@ class _Observed:
 
 def _add_error_answers(app: FastAPI) -> None:
     """Give every kind of failure its answer."""
-    for kind in (VendingError, BadAmount, MalformedToken, StatementError):
+    for kind in (VendingError, BadAmount, BadThreshold, MalformedToken, StatementError):
         app.add_exception_handler(kind, _coded)
     app.add_exception_handler(TokenUnreadable, _unreadable)
     app.add_exception_handler(RequestDeclined, _declined)
@@ -205,7 +209,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
 
 async def _coded(request: Request, error: Exception) -> Response:
-    assert isinstance(error, VendingError | BadAmount | MalformedToken | StatementError), type(error)
+    assert isinstance(error, VendingError | BadAmount | BadThreshold | MalformedToken | StatementError), type(error)
     headers = {"www-authenticate": "ApiKey"} if error.code == "api_key_wrong" else None
     return _refuse(request, error.code, str(error), _STATUS_OF_CODE[error.code], headers)
 

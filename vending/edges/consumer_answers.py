@@ -65,7 +65,7 @@ _STATES: Mapping[str, str] = {
     "superseded": "replaced by a newer order",
 }
 _WAITS: Mapping[str, str] = {
-    "hours": "waits for hours at which supply may be cut",
+    "hours": "waits for hours at which supply may be cut or limited",
     "transport": "waits for a way to the meter",
     "lane": "waits for the meter's answer to another command",
     "contradicting": "waits to be sent again, since the meter reports otherwise",

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
+from billing.forecast import PERCENT_MAX, THRESHOLDS_MAX, WARN_DAYS_MAX
 from db.consumer_facts import PAGE_DAYS_MAX, PAGE_MONTHS_MAX
 from vending.edges.models import AnswerBody, Money, RequestBody, SupplyState
 from vending.edges.statement_models import LineOfStatement
@@ -116,8 +117,8 @@ class WhyView(AnswerBody):
 class ConsumerSupply(AnswerBody):
     """Supply as it is wanted and as the meter reports it, why, and the smallest recharge that brings it back."""
 
-    desired: SupplyState | Literal["limited"]
-    reported: SupplyState | Literal["limited"] | None
+    desired: SupplyState
+    reported: SupplyState | None
     reported_at: Instant | None
     restores_with: Money
     restores_with_minor: int
@@ -136,6 +137,39 @@ class ThresholdOfConsumer(AnswerBody):
     warns_at: Money | None = Field(description="the balance in force for it; null while it cannot be known")
     warns_at_minor: int | None
     rung: bool = Field(description="the warning is out, until the balance is above the level again")
+
+
+class AmountWish(RequestBody):
+    """To be warned at a balance."""
+
+    kind: Literal["amount"]
+    amount: str = Field(max_length=32, examples=["100.00"])
+
+
+class DaysWish(RequestBody):
+    """To be warned so many days before the credit ends, at present use."""
+
+    kind: Literal["days"]
+    days: int = Field(examples=[3], json_schema_extra={"minimum": 1, "maximum": WARN_DAYS_MAX})
+
+
+class PercentWish(RequestBody):
+    """To be warned when so much of the last recharge is left."""
+
+    kind: Literal["percent"]
+    percent: int = Field(examples=[20], json_schema_extra={"minimum": 1, "maximum": PERCENT_MAX})
+
+
+class ThresholdsBody(RequestBody):
+    """All wishes to be warned, in the place of those before; an empty list ends the warnings."""
+
+    thresholds: list[Annotated[AmountWish | DaysWish | PercentWish, Field(discriminator="kind")]] = Field(
+        max_length=THRESHOLDS_MAX,
+        description="no two equal; the first amount is kept in the meter",
+        examples=[
+            [{"kind": "amount", "amount": "100.00"}, {"kind": "days", "days": 3}, {"kind": "percent", "percent": 20}]
+        ],
+    )
 
 
 class LastRecharge(AnswerBody):
@@ -338,7 +372,7 @@ class SupplyChange(AnswerBody):
     id: int
     ordered_at: Instant
     meter_serial: str
-    supply: SupplyState | Literal["limited"]
+    supply: SupplyState
     cause: str = Field(examples=["vend"])
     cause_text: str = Field(examples=["a recharge was received"])
     balance: Money = Field(description="at the time of the order")
@@ -352,7 +386,7 @@ class ReportedSupply(AnswerBody):
     """What the meter last said."""
 
     meter_serial: str
-    supply: SupplyState | Literal["limited"] | None
+    supply: SupplyState | None
     since: Instant | None
 
 

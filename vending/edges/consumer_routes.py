@@ -151,7 +151,7 @@ async def get_recharges(
     if query.show_tokens and not isinstance(caller, ConsumerCaller):
         raise NotAllowed(f"key {caller.key_id}: expected the consumer's own for whole tokens, got another")
     async with state_of(request).pool.connection() as conn:
-        own = await _own_account(conn, caller, account)
+        own = await own_account(conn, caller, account)
         sold = await read_recharges(conn, own.id, before=query.before, most=query.limit + 1)
     following = _following([each.id for each in sold], query.limit)
     body = recharges_to_api(own.number, sold[: query.limit], following, show_tokens=query.show_tokens)
@@ -170,7 +170,7 @@ async def get_notices(
     """Return notices in a language, the latest first."""
     state = state_of(request)
     async with state.pool.connection() as conn:
-        own = await _own_account(conn, caller, account)
+        own = await own_account(conn, caller, account)
         told = await list_notices(
             conn,
             own.id,
@@ -206,7 +206,7 @@ async def get_supply_history(
 ) -> Response:
     """Return what the meter last said of supply, and the orders it was given, the latest first."""
     async with state_of(request).pool.connection() as conn:
-        own = await _own_account(conn, caller, account)
+        own = await own_account(conn, caller, account)
         orders = await read_supply_orders(conn, own.id, before=query.before, most=query.limit + 1)
         reported = await read_reported_relay(conn, own.id)
     following = _following([each.id for each in orders], query.limit)
@@ -221,14 +221,14 @@ async def _looked_up(
     Raises: NotAllowed, AccountUnknown.
     """
     async with state_of(request).pool.connection() as conn:
-        own = await _own_account(conn, caller, account)
+        own = await own_account(conn, caller, account)
         try:
             return await read(conn, own.id)
         except UnknownAccount:
             raise AccountUnknown(f"account {own.number}: expected one with a billing meter, got none") from None
 
 
-async def _own_account(conn: AsyncConnection, caller: Caller, account: str) -> ConsumerAccount:
+async def own_account(conn: AsyncConnection, caller: Caller, account: str) -> ConsumerAccount:
     """Find the account that a caller means and may read.
 
     Raises: NotAllowed, AccountUnknown.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,10 +16,10 @@ LanguageName = Literal["en", "hi", "pa"]
 class ContactBody(RequestBody):
     """Where the consumer wants to be reached. It counts once a code that was sent there has come back."""
 
-    channel: ChannelName
+    channel: ChannelName = Field(examples=["sms"])
     address: str = Field(max_length=254, examples=["98765 43210"])
-    language: LanguageName = Field(default="en", description="of the messages")
-    priority: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="1 is tried first of a channel")
+    language: LanguageName = Field(default="en", description="of the messages", examples=["pa"])
+    priority: int = Field(default=1, ge=1, le=9, description="1 is tried first of a channel", examples=[1])
 
 
 class CodeBody(RequestBody):

@@ -13,7 +13,7 @@ from pydantic.config import JsonDict
 
 from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN
 
-SupplyState = Literal["on", "off"]
+SupplyState = Literal["on", "limited", "off"]
 Money = Annotated[str, Field(pattern=r"^-?\d+\.\d{2}$", examples=["500.00"])]
 
 _TOKEN_GROUPED = "1234 5678 9012 3456 7890"

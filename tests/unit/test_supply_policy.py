@@ -243,13 +243,23 @@ def test_row_5_account_with_credit_is_on_at_once(now: Supply) -> None:
     assert decided == Verdict(supply=Supply.ON, reason=Reason.CREDIT)
 
 
-@pytest.mark.parametrize(("now", "reason"), [(Supply.OFF, Reason.STILL_OFF), (Supply.LIMITED, Reason.STILL_LIMITED)])
 @pytest.mark.parametrize("clock", ["09:00", "11:00", "23:00"])
-def test_row_6_account_that_is_cut_stays_so_until_credit(now: Supply, reason: Reason, clock: str) -> None:
+def test_row_6_account_that_is_cut_stays_so_until_credit(clock: str) -> None:
     """A window that closes restores nothing, in protected hours or out of them."""
-    standing = replace(EXHAUSTED, now=now, exhausted_at_ms=local(WEDNESDAY, "08:00"))
+    standing = replace(EXHAUSTED, now=Supply.OFF, exhausted_at_ms=local(WEDNESDAY, "08:00"))
     for scheme in (OFFICE_HOURS, EMERGENCY, LIMITING):
-        assert verdict(standing, scheme, local(WEDNESDAY, clock)) == Verdict(supply=now, reason=reason)
+        decided = verdict(standing, scheme, local(WEDNESDAY, clock))
+        assert decided == Verdict(supply=Supply.OFF, reason=Reason.STILL_OFF)
+    limited = replace(standing, now=Supply.LIMITED, can_limit=True)
+    decided = verdict(limited, LIMITING, local(WEDNESDAY, clock))
+    assert decided == Verdict(supply=Supply.LIMITED, reason=Reason.STILL_LIMITED)
+
+
+def test_row_6_limit_ends_with_the_scheme_that_had_it() -> None:
+    """Under rules without a limit an account that is limited is decided as one that is on: cut within the window only."""
+    limited = replace(EXHAUSTED, now=Supply.LIMITED, can_limit=True, exhausted_at_ms=local(WEDNESDAY, "08:00"))
+    assert verdict(limited, OFFICE_HOURS, local(WEDNESDAY, "11:00")).supply is Supply.OFF
+    assert verdict(limited, OFFICE_HOURS, local(WEDNESDAY, "23:00")).supply is Supply.ON
 
 
 def test_row_7_emergency_days_keep_supply_on_until_they_end() -> None:

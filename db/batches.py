@@ -131,12 +131,14 @@ async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -
     )
 
 
-async def add_events(conn: AsyncConnection, events: Iterable[tuple[int, datetime, int]]) -> None:
-    """Store meter events (meter, instant, code), each once."""
+async def add_events(conn: AsyncConnection, events: Iterable[tuple[int, datetime, int]]) -> list[tuple[int, int, int]]:
+    """Store meter events (meter, instant, code), each once; return those that are new, their instants in ms."""
     rows = list(events)
-    if rows:
-        meter_ids, ats, codes = (list(column) for column in zip(*rows, strict=True))
-        await conn.execute(sql("add_events"), {"meter_ids": meter_ids, "ats": ats, "codes": codes})
+    if not rows:
+        return []
+    meter_ids, ats, codes = (list(column) for column in zip(*rows, strict=True))
+    cursor = await conn.execute(sql("add_events"), {"meter_ids": meter_ids, "ats": ats, "codes": codes})
+    return await cursor.fetchall()
 
 
 async def add_segment(

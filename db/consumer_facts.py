@@ -203,7 +203,7 @@ async def read_summary(
         earlier_wh=sum(entry.energy_wh for entry in earlier),
         earlier_minor=-sum(entry.amount_minor for entry in earlier),
         use=use,
-        forecast=_forecast(view, use, balance_minor, money_ms, calendar),
+        forecast=forecast_of(view, use, balance_minor, money_ms, calendar),
         verdict=decision.verdict,
         prepayment=prepayment,
         last_recharge=last_recharge,
@@ -304,6 +304,22 @@ async def read_wishes(conn: AsyncConnection, account_id: int, calendar: LocalCal
     return ConsumerWishes(view=view, balance_minor=view.balance_minor(calendar), wishes=tuple(wishes))
 
 
+def forecast_of(
+    view: AccountView, use: PresentUse | None, balance_minor: int, money_ms: int, calendar: LocalCalendar
+) -> Forecast | None:
+    """Forecast the end of a prepaid account's credit; who pays by bill has none that ends."""
+    if view.levels.mode is Mode.POSTPAID:
+        return None
+    return forecast(
+        use,
+        balance_minor=balance_minor,
+        cut_at_minor=view.levels.cut_at_minor,
+        fixed_minor=idle_day_minor(view.walk(calendar)),
+        at_ms=money_ms,
+        calendar=calendar,
+    )
+
+
 async def _view(conn: AsyncConnection, account_id: int, calendar: LocalCalendar) -> AccountView:
     views = await look(conn, [account_id], calendar, step="day")
     if account_id not in views:
@@ -379,22 +395,6 @@ def _complete_days(entries: list[Entry]) -> list[UsedDay]:
         for entry in entries
         if entry.kind is JournalKind.DAY and entry.posted and entry.quality is not EdgeQuality.UNREAD
     ]
-
-
-def _forecast(
-    view: AccountView, use: PresentUse | None, balance_minor: int, money_ms: int, calendar: LocalCalendar
-) -> Forecast | None:
-    """Forecast the end of a prepaid account's credit; who pays by bill has none that ends."""
-    if view.levels.mode is Mode.POSTPAID:
-        return None
-    return forecast(
-        use,
-        balance_minor=balance_minor,
-        cut_at_minor=view.levels.cut_at_minor,
-        fixed_minor=idle_day_minor(view.walk(calendar)),
-        at_ms=money_ms,
-        calendar=calendar,
-    )
 
 
 def _months_before(month: date, number: int) -> date:

@@ -184,12 +184,14 @@ async def post_recharge(
     journals = [money_journal(JournalKind.VEND, amount_minor)]
     if split.recovered_minor:
         journals.append(money_journal(JournalKind.ARREARS_RECOVERY, -split.recovered_minor, "share of a recharge"))
+    if split.recovered_minor:
+        # Before the post: what it tells the consumer counts what is still owed after this recharge.
+        dues = await read_dues(conn, view.id, Ledger.ARREARS)
+        await pay_dues(conn, parts_oldest_first(dues, split.recovered_minor))
     posted = await post_journals(
         conn, view, journals, cause="vend", recharge_minor=amount_minor, rules=rules, now_ms=now_ms
     )
     if split.recovered_minor:
-        dues = await read_dues(conn, view.id, Ledger.ARREARS)
-        await pay_dues(conn, parts_oldest_first(dues, split.recovered_minor))
         await add_recovery(conn, cause_id=posted.journal_ids[0], journal_id=posted.journal_ids[1])
     return posted
 

@@ -40,14 +40,12 @@ class PostingRules:
     clock: Callable[[], int] = wall_ms
 
 
-async def raise_alarm(
-    conn: AsyncConnection, view: AccountView, raised: Raised, levels: Levels, balance_minor: int
-) -> None:
-    """Write an alarm, and for a low balance the command that sounds it at the meter."""
+async def raise_alarm(conn: AsyncConnection, account_id: int, raised: Raised, balance_minor: int) -> None:
+    """Write an alarm."""
     await conn.execute(
         sql("add_alarm"),
         {
-            "account_id": view.id,
+            "account_id": account_id,
             "level": raised.level.value,
             "n": raised.n,
             "arm": raised.arm,
@@ -55,8 +53,11 @@ async def raise_alarm(
             "balance_minor": balance_minor,
         },
     )
-    if raised.level is LevelName.LOW:
-        await _order(conn, view, kind="alarm", level="low", levels=levels, balance_minor=balance_minor, cause="alarm")
+
+
+async def sound_alarm(conn: AsyncConnection, view: AccountView, levels: Levels, balance_minor: int) -> None:
+    """Order the meter to sound and show that the balance is low: once, however many warnings ring."""
+    await _order(conn, view, kind="alarm", level="low", levels=levels, balance_minor=balance_minor, cause="alarm")
 
 
 def notices_of(

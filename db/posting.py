@@ -34,6 +34,7 @@ from db.orders import (
     order_threshold,
     raise_alarm,
     recharge_to_restore,
+    sound_alarm,
     threatens,
 )
 from db.prepayment import prepayment_of
@@ -191,13 +192,15 @@ async def write_change(
     await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
     await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
     await save_further_levels(conn, {view.id: (view.levels, decision.levels)})
-    if change.threshold_changed or _warns_again(levels, decision.levels):
-        # The alarm tells the meter its threshold, too, unless there is none any more.
-        low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
-        if not low_raised or decision.levels.threshold_minor is None:
-            await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
+    low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
+    # The alarm tells the meter its threshold, too, unless there is none any more.
+    alarm_tells = low_raised and decision.levels.threshold_minor is not None
+    if (change.threshold_changed or _warns_again(levels, decision.levels)) and not alarm_tells:
+        await order_threshold(conn, view, decision.levels, balance_minor, cause=change.cause)
     for raised in decision.raised:
-        await raise_alarm(conn, view, raised, decision.levels, balance_minor)
+        await raise_alarm(conn, view.id, raised, balance_minor)
+    if low_raised:
+        await sound_alarm(conn, view, decision.levels, balance_minor)
     await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
     notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
     if notices:

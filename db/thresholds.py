@@ -46,7 +46,7 @@ async def set_thresholds(
         new,
         levels,
         taken=[each.n for each in stays],
-        use=(await _present_uses(conn, [view.id])).get(view.id),
+        use=(await present_uses(conn, [view.id])).get(view.id),
         last_recharge_minor=await read_recharge_basis(conn, view.id),
     )
     change = _change(view, replace(levels, threshold_minor=amount_minor))
@@ -69,7 +69,7 @@ async def move_day_levels(conn: AsyncConnection, ids: Sequence[int], *, rules: P
     moved = 0
     async with conn.transaction():
         await lock(conn, ids)
-        uses = await _present_uses(conn, ids)
+        uses = await present_uses(conn, ids)
         for account_id, view in sorted((await look(conn, ids, rules.calendar)).items()):
             levels = await levels_at_present_use(conn, account_id, view.levels, uses.get(account_id))
             if levels != view.levels:
@@ -93,7 +93,7 @@ def _change(view: AccountView, levels: Levels) -> Change:
     )
 
 
-async def _present_uses(conn: AsyncConnection, ids: Sequence[int]) -> dict[int, PresentUse]:
+async def present_uses(conn: AsyncConnection, ids: Sequence[int]) -> dict[int, PresentUse]:
     """Return the present use of those of some accounts of which it is known."""
     parameters = {"ids": list(ids), "days_most": USE_DAYS, "recent_days": RECENT_DAYS}
     cursor = await conn.execute(sql("present_uses"), parameters)

@@ -4,17 +4,14 @@ Stage: in the place of `SimulatedMeter`, in tests of the head-end. A seeded gene
 how often, leaves in `met`. The meter itself stays a good one: epochs and expiry hold for a late command like for any.
 """
 
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from enum import Enum
 from random import Random
 from typing import Final
 
 from meter_sim.meter import MeterSettings, SimulatedMeter, TokenReader
 from protocols.native import Command, CommandReply, MeterEvent, OrderKind, Relay
-
-# Of these one is repeated as stale: old enough to belong to other orders.
-ANSWERS_KEPT: Final = 100
 
 
 class Fault(Enum):
@@ -36,11 +33,35 @@ class Fault(Enum):
     CONTRADICTED_UNANSWERED = "contradicted_unanswered"
 
 
-class FaultyMeter(SimulatedMeter):
-    """A meter that suffers one fault a command, by chance.
+# What a command that moves no switch can suffer.
+MESSAGE_FAULTS: Final = tuple(
+    fault for fault in Fault if fault not in (Fault.STUCK, Fault.CONTRADICTED, Fault.CONTRADICTED_UNANSWERED)
+)
 
-    Units: `per_mille` is the chance of each fault. Invariants: `met` counts every fault that happened; after `heal`
-    none does, and what was delayed has arrived.
+
+class FaultDeck:
+    """Faults dealt like cards: each once, with some good commands between, then shuffled again.
+
+    Invariants: of every deck's length of commands, by whichever meters share it, each fault befalls one.
+    """
+
+    def __init__(self, rng: Random, faults: Iterable[Fault], *, good: int) -> None:
+        self._rng = rng
+        self._deck: tuple[Fault | None, ...] = (*faults, *[None] * good)
+        self._cards: list[Fault | None] = []
+
+    def deal(self) -> Fault | None:
+        """Return the fault of the next command, or None."""
+        if not self._cards:
+            self._cards = list(self._deck)
+            self._rng.shuffle(self._cards)
+        return self._cards.pop()
+
+
+class FaultyMeter(SimulatedMeter):
+    """A meter whose commands suffer what the decks deal: one for supply, one for everything else.
+
+    Invariants: `met` counts every fault that happened; after `heal` none does, and what was delayed has arrived.
     """
 
     def __init__(
@@ -48,18 +69,19 @@ class FaultyMeter(SimulatedMeter):
         *,
         serial: str,
         token_reader: TokenReader,
-        rng: Random,
-        per_mille: Mapping[Fault, int],
+        supply_faults: FaultDeck,
+        message_faults: FaultDeck,
         settings: MeterSettings | None = None,
         register_wh: int = 0,
     ) -> None:
         super().__init__(serial=serial, token_reader=token_reader, settings=settings, register_wh=register_wh)
         self.met: Counter[Fault] = Counter()
-        self._rng = rng
-        self._per_mille = dict(per_mille)
+        self._faults = dict.fromkeys(OrderKind, message_faults) | {OrderKind.SUPPLY: supply_faults}
+        self._healed = False
         self._late_commands: list[Command] = []
         self._late_replies: list[CommandReply] = []
-        self._answered: deque[CommandReply] = deque(maxlen=ANSWERS_KEPT)
+        # The first answer of all: stale for every later order.
+        self._answered: CommandReply | None = None
 
     def advance(
         self,
@@ -86,7 +108,9 @@ class FaultyMeter(SimulatedMeter):
 
     def obey(self, command: Command, now_ms: int) -> tuple[MeterEvent | CommandReply, ...]:
         """Execute or refuse a command, with the fault that chance brings."""
-        fault = self._draw(command)
+        fault = None if self._healed else self._faults[command.kind].deal()
+        if fault is Fault.STALE_ANSWER and self._answered is None:
+            fault = None
         if fault is not None:
             self.met[fault] += 1
         if fault is Fault.LOST:
@@ -119,19 +143,8 @@ class FaultyMeter(SimulatedMeter):
 
     def heal(self, now_ms: int) -> None:
         """End all faults."""
-        self._per_mille.clear()
+        self._healed = True
         self.deliver_late(now_ms)
-
-    def _draw(self, command: Command) -> Fault | None:
-        """Draw the fault of a command; only supply can be contradicted or stick."""
-        drawn = self._rng.randrange(1000)
-        for fault, chance in self._per_mille.items():
-            if drawn < chance:
-                moves = fault in (Fault.STUCK, Fault.CONTRADICTED, Fault.CONTRADICTED_UNANSWERED)
-                stale = fault is Fault.STALE_ANSWER and not self._answered
-                return None if stale or (moves and command.kind is not OrderKind.SUPPLY) else fault
-            drawn -= chance
-        return None
 
     def _spoil_answer(self, answer: MeterEvent | CommandReply, fault: Fault | None) -> None:
         """Lose, repeat or keep back the answer that was just stored."""
@@ -142,6 +155,6 @@ class FaultyMeter(SimulatedMeter):
             self._late_replies.append(answer)
         if fault is Fault.ANSWERED_TWICE:
             self._store_message(answer)
-        if fault is Fault.STALE_ANSWER:
-            self._store_message(self._rng.choice(self._answered))
-        self._answered.append(answer)
+        if fault is Fault.STALE_ANSWER and self._answered is not None:
+            self._store_message(self._answered)
+        self._answered = self._answered or answer

@@ -277,6 +277,9 @@ class SimulatedMeter:
         if command.balance_minor is not None:
             self._uncharged = 0
             self._set_balance(command.balance_minor)
+        if command.kind is OrderKind.THRESHOLD and not self._low:
+            # The head-end warns by more than this threshold, and sends it when one of its warnings has ended.
+            self._silence()
         if command.kind is OrderKind.SUPPLY and command.relay is not None:
             events = self._move_relay(command.relay, now_ms)
             self.limit_w = command.limit_w
@@ -385,10 +388,14 @@ class SimulatedMeter:
 
     def _alarm_if_low(self) -> None:
         """Alarm by the meter's own knowledge, once for each fall to the threshold."""
-        if self.balance_minor is None or self.threshold_minor is None or self._alarm_text is not None:
-            return
-        if self.balance_minor <= self.threshold_minor:
+        if self._low and self._alarm_text is None:
             self._sound("LOW")
+
+    @property
+    def _low(self) -> bool:
+        if self.balance_minor is None or self.threshold_minor is None:
+            return False
+        return self.balance_minor <= self.threshold_minor
 
     def _sound(self, level: str) -> None:
         """Show and sound an alarm, to end when the balance rises above the threshold, or above this balance."""

@@ -129,10 +129,11 @@ select * from unnest(%(shards)s::smallint[], %(epochs)s::bigint[], %(messages)s:
                      %(stored)s::integer[], %(duplicate)s::integer[], %(rejected)s::integer[],
                      %(quarantined)s::integer[])
 
--- add_events: meter events, each once
+-- add_events: meter events, each once; returns those that are new
 insert into meter_events (meter_id, at, code)
 select * from unnest(%(meter_ids)s::integer[], %(ats)s::timestamptz[], %(codes)s::integer[])
 on conflict do nothing
+returning meter_id, (extract(epoch from at) * 1000)::bigint, code
 
 -- save_relay: what a meter says its relay does, if that is newer than what is known
 update meter_state set relay = %(relay)s, relay_at = %(at)s

@@ -6,15 +6,16 @@ commit failed or its outcome is unknown; what the feed names is read again, by v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar
-from billing.supply import Supply, crosses, is_exhausted
+from billing.supply import Supply, decide, is_exhausted
 from db.accounts import AccountView, look
 from db.leases import Lease
 from db.named import sql
+from db.orders import wall_ms
 from db.posting import silent_over_part_end
 from headend.charge_table import ChargeTable
 from headend.pipeline import Plan
@@ -32,8 +33,9 @@ class StateCache:
     read and every account that it brought below a level has been looked at.
     """
 
-    def __init__(self, calendar: LocalCalendar) -> None:
+    def __init__(self, calendar: LocalCalendar, clock: Callable[[], int] = wall_ms) -> None:
         self._calendar = calendar
+        self._clock = clock
         self._table = ChargeTable(calendar)
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
@@ -140,8 +142,16 @@ class StateCache:
         account = state.account
         edge_ms = self._calendar.midnight_ms(account.terms.part_at(account.checkpoint.through).first)
         read_since = account.silent and state.mark_ms >= edge_ms
-        # Somebody has changed the account: what it waited for may be over.
-        return read_since or account.held or crosses(account.levels, account.balance_minor(self._calendar), waits=False)
+        # Somebody has changed the account: what it waited for may be over, or what it was cut for.
+        decision = decide(
+            account.levels,
+            account.balance_minor(self._calendar),
+            may_rearm=False,
+            scheme=account.scheme,
+            now_ms=self._clock(),
+            calendar=self._calendar,
+        )
+        return read_since or account.held or decision.levels != account.levels
 
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:

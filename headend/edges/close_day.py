@@ -20,6 +20,7 @@ from psycopg.errors import DeadlockDetected
 from billing.terms import ONE_DAY
 from db.accounts import look
 from db.conversions import apply_category_credit, end_absences, pay_instalments
+from db.daily_notices import tell_daily
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import lock, post_days
@@ -121,6 +122,7 @@ async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: Postin
 
     Absences that are over give their deposits back, instalments of security are paid, accounts get the emergency
     credit that their category has from the next day on, and who is warned some days ahead is so by present use.
+    Consumers are told of credit that ends within days and of a month's statement.
     """
     today = until + ONE_DAY
     await end_absences(conn, today, rules=rules, clock=_now_ms)
@@ -130,6 +132,7 @@ async def settle_prepayment(conn: AsyncConnection, until: date, *, rules: Postin
     while ids := await accounts_by_days(conn, after):
         await _again_on_deadlock(partial(move_day_levels, conn, ids, rules=rules))
         after = ids[-1]
+    await tell_daily(conn, until, rules=rules)
 
 
 async def _close_exact_days(conn: AsyncConnection, sweep: DaySweep, found: Mapping[int, date], until: date) -> int:

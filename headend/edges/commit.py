@@ -19,7 +19,6 @@ from db.batches import (
     BatchTransaction,
     QuarantineRow,
     add_counts,
-    add_events,
     add_quarantine,
     add_segment,
     ask_recheck,
@@ -46,6 +45,7 @@ from db.posting import lock_free, may_move_closed_edges, post_readings
 from db.prepayment import Prepayment, prepayments_of
 from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
 from headend.edges.cache import state_from_view
+from headend.edges.event_notices import store_events
 from headend.pipeline import Held, Plan, place_late
 from headend.state import AccountState, MeterState
 from protocols.columns import concatenate
@@ -127,7 +127,7 @@ async def write_batch(
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
-        await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in made.events])
+        await store_events(conn, made.events, now_ms=now_ms)
         crossings, prepayments, views = await _decide(conn, made, standings, claimed, rules, now_ms)
         for account_id in sorted(made.candidates - claimed.free):
             late_ms = made.late_since_ms.get(account_id)

@@ -33,6 +33,7 @@ from headend.batch_plan import plan_batch
 from headend.edges.cache import StateCache
 from headend.edges.calendar_sweep import CalendarSweep
 from headend.edges.commit import Batch, encode_plan, reconsider, settle_account, write_batch
+from headend.edges.event_notices import OutageWatch
 from headend.edges.metrics import IngestMetrics
 from headend.edges.stream import StreamMessage, StreamReader, StreamUnavailable
 from headend.pipeline import Plan, Received, receive, slices
@@ -97,10 +98,11 @@ class Ingest:
         self._metrics = metrics
         name = f"ingest-{os.getpid()}-{secrets.token_hex(4)}"
         self._owner = Owner(role="ingest", name=name, lease_s=settings.lease_s)
-        self._cache = StateCache(settings.calendar)
+        self._cache = StateCache(settings.calendar, settings.clock)
         stale_ms = None if settings.stale_reading_s is None else settings.stale_reading_s * 1000
         self._rules = PostingRules(calendar=settings.calendar, stale_ms=stale_ms, clock=settings.clock)
         self._sweep = CalendarSweep(self._rules)
+        self._outages = OutageWatch(settings.clock)
         self._leases: dict[int, Lease] = {}
         self._reading: set[int] = set()
         self._load: _Load | None = None
@@ -205,7 +207,7 @@ class Ingest:
         """Give up everything: another owner has a shard of ours, and its messages come to that one."""
         self._leases.clear()
         self._reading.clear()
-        self._cache = StateCache(self._settings.calendar)
+        self._cache = StateCache(self._settings.calendar, self._settings.clock)
         self._load = self._next = self._ahead = None
         await reader.own(set(), leftovers=False)
 
@@ -295,6 +297,7 @@ class Ingest:
         cursor = await conn.execute(sql("take_rechecks"), {"shards": list(self._leases), "most": RECHECKS_MAX})
         for account_id, _ in await cursor.fetchall():
             await settle_account(conn, account_id, rules=self._rules)
+        await self._outages.step(conn)
         if await self._sweep.step(conn, self._leases):
             self._know_nothing()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -210,7 +210,7 @@ def test_readings_after_new_rules_are_decided_by_them(database_url: str, nats: E
 def test_taker_of_a_dead_owners_shards_finishes_its_sweep(
     database_url: str, nats: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An owner dies between two pages of a shard; the next sweeps what is left, and nobody is cut or told twice."""
+    """An owner dies between two pages of a shard; who stood by sweeps what is left, and nobody is cut or told twice."""
     monkeypatch.setattr(calendar_sweep, "ACCOUNTS_A_PAGE", 3)
 
     async def run() -> None:
@@ -222,12 +222,15 @@ def test_taker_of_a_dead_owners_shards_finishes_its_sweep(
             async def cut() -> int:
                 return int(await site.one("select count(*) from supply_orders where relay = 'off'"))
 
-            async with _mortal_ingest(installed):
+            life = AsyncExitStack()
+            await life.enter_async_context(_mortal_ingest(installed))
+            # The other stands by meanwhile: it has seen the opening, and had no shard to sweep.
+            async with life, running_ingest(site, clock=installed.clock):
                 await site.send(*(installed.much_used(serial) for serial in serials))
                 installed.clock.at_ms = at(6, "10:00")
                 await site.until(cut, "the sweep has begun", within_s=SWEEP_WAIT_S)
-            assert 0 < await cut() < len(homes)
-            async with running_ingest(site, clock=installed.clock):
+                await life.aclose()
+                assert 0 < await cut() < len(homes)
                 await installed.until_cut(*homes)
                 await site.settled()
             for home in homes:
@@ -330,7 +333,7 @@ def test_cut_off_of_the_last_minute_is_not_sent_at_night(database_url: str, nats
 
 @asynccontextmanager
 async def _mortal_ingest(installed: Installation) -> AsyncIterator[None]:
-    """Run ingest as a task that ends as a process does that is killed: its leases stay where they are."""
+    """Run ingest as a task that owns all shards and ends as a killed process does: its leases stay where they are."""
     settings = IngestSettings(
         database_url=installed.site.database_url,
         nats_url=installed.site.nats.nats_url,
@@ -340,14 +343,15 @@ async def _mortal_ingest(installed: Installation) -> AsyncIterator[None]:
         stale_reading_s=None,
         clock=installed.clock,
     )
+    owned = "select count(*) = 32 and count(distinct owner) = 1 from shard_leases where role = 'ingest'"
     task = asyncio.create_task(Ingest(settings, IngestMetrics()).run(asyncio.Event()))
     try:
+        await installed.site.until(lambda: installed.site.one(owned), "it owns all shards")
         yield
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-    assert await installed.site.one("select count(*) from shard_leases where role = 'ingest' and owner <> ''") == 32
 
 
 async def _until_order(site: Site, condition: str) -> None:

@@ -19,6 +19,7 @@ from protocols.topics import shard_of
 from tests.integration.calendar_town import (
     GRACE,
     JUNE_1,
+    MUCH_WH,
     SHOP,
     Town,
     any_time_from,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.db
 
 CUT = [("off", "pending", "calendar")]
 RANG_ONCE = [("exhausted", 0, 1)]
-FIVE_DAYS = 5
+HOMES = 5
 
 
 def test_opening_window_cuts_with_no_reading_and_no_posting(database_url: str) -> None:
@@ -152,7 +153,7 @@ def test_recharge_before_the_opening_keeps_supply_on(database_url: str) -> None:
         assert (await town.told(short)).kinds == ["exhausted", "recharged", "cut"]
         # The exhaustion of another day is another alarm.
         await town.set_to(at(6, "20:00"))
-        await town.use(paid, 5 * 100_000 * 8)
+        await town.use(paid, 40 * MUCH_WH)
         assert (await town.told(paid)).alarms == [("exhausted", 0, 1), ("exhausted", 0, 2)]
 
     in_town(database_url, at(5, "20:00"), story)
@@ -165,14 +166,14 @@ def test_new_rules_act_from_their_midnight_on(database_url: str) -> None:
         home = await town.home("M1")
         await town.use(home)
         await add_supply_rules(town.conn, any_time_from(JUNE_1 + timedelta(days=8)), first_open_day=JUNE_1)
-        # They begin with the next day.
         assert not await town.set_to(at(8, "23:59"))
         assert (await town.told(home)).orders == []
         assert await town.set_to(at(9, "00:00"))
         assert (await town.told(home)).orders == CUT
         assert not await town.set_to(at(9, "10:00"))
 
-    in_town(database_url, at(7, "20:00"), story)
+    # A Sunday: no edge of the rules before comes in between.
+    in_town(database_url, at(8, "12:00"), story)
 
 
 def test_new_rules_of_the_running_day_act_within_seconds(database_url: str) -> None:
@@ -309,7 +310,7 @@ def test_taker_of_a_sweep_begins_anew_and_leaves_out_nobody(database_url: str, m
 
     async def story(town: Town) -> None:
         shard = shard_of("M1")
-        serials = [serial for number in range(1, 400) if shard_of(serial := f"M{number}") == shard][:FIVE_DAYS]
+        serials = [serial for number in range(1, 400) if shard_of(serial := f"M{number}") == shard][:HOMES]
         homes = [await town.home(serial) for serial in serials]
         for home in homes:
             await town.use(home)

@@ -23,7 +23,7 @@ from protocols.native import OrderKind
 from protocols.rows import ReadingRow
 from tests.integration.supply_street import Street, tell
 from tests.integration.test_assignments import APRIL, KOLKATA, RULES, local, on_database, open_home, view_of
-from tests.support import HOUR_MS, REGISTER_WH, T0, Home, Site, open_site, reading, running_ingest
+from tests.support import HOUR_MS, REGISTER_WH, T0, WAIT_S, Home, Site, open_site, reading, running_ingest
 
 pytestmark = [pytest.mark.db, pytest.mark.broker]
 
@@ -171,7 +171,7 @@ def test_readings_through_ingest_ring_each_further_threshold_once(database_url: 
 def test_further_threshold_sounds_at_the_meter_which_keeps_its_own_amount(
     database_url: str, nats: EmbeddedNats
 ) -> None:
-    """The meter is told the first amount; a further alarm carries it, is shown and confirmed, ends with a recharge."""
+    """A further alarm carries the first amount, is shown and confirmed, ends with a recharge or with the wish."""
 
     async def story(street: Street) -> None:
         home: Home = street.home
@@ -193,5 +193,10 @@ def test_further_threshold_sounds_at_the_meter_which_keeps_its_own_amount(
         assert not street.meter.buzzer_on
         assert street.meter.balance_minor == balance_minor + 10_000
         assert len(street.meter.given(OrderKind.ALARM)) == 1
+        await want(street.site.conn, home.account_id, *amounts(500, 100_000))
+        await street.fleet.wait_for(lambda: street.meter.buzzer_on, timeout_s=WAIT_S)
+        await want(street.site.conn, home.account_id, *amounts(500))
+        await street.fleet.wait_for(lambda: not street.meter.buzzer_on, timeout_s=WAIT_S)
+        assert street.meter.threshold_minor == 500
 
     tell(database_url, nats, story, credit_minor=7_000)

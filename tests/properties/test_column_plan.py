@@ -114,11 +114,14 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
 
 @st.composite
 def messages(draw: st.DrawFn) -> Received:
-    """Draw a message: mostly readings, some good and some absurd, else an event, a reply or nonsense."""
+    """Draw a message: mostly readings, most as a meter would send them and some absurd, else an event, a reply or
+    nonsense."""
     serial = draw(st.sampled_from((*SERIALS, *SERIALS, "M9")))
-    kind = draw(st.sampled_from(["readings"] * 8 + ["event", "reply", "nonsense"]))
+    kind = draw(st.sampled_from(["orderly"] * 16 + ["readings"] * 2 + ["event", "reply", "nonsense"]))
     topic, payload = event_topic(serial), b"{"
-    if kind == "readings":
+    if kind == "orderly":
+        topic, payload = reading_topic(serial), encode_readings(draw(_orderly_readings(serial)))
+    elif kind == "readings":
         topic, payload = reading_topic(serial), encode_readings(draw(_readings(serial)))
     elif kind == "event":
         at_ms = draw(st.integers(T0, NOW_MS))
@@ -138,6 +141,30 @@ def messages(draw: st.DrawFn) -> Received:
             )
         )
     return receive(shard_of(serial), topic, payload, NOW_MS - draw(st.sampled_from([0, 0, 0, 40 * DAY_MS])))
+
+
+@st.composite
+def _orderly_readings(draw: st.DrawFn, serial: str) -> Readings:
+    """Draw readings that come after most marks and rise with time, whatever the order of the messages."""
+    first_hour = draw(st.integers(21, 29 * 24))
+    read_at_ms = [T0 + (first_hour + place) * HOUR_MS for place in range(draw(st.integers(1, 3)))]
+    nothing: list[int | None] = [None] * len(read_at_ms)
+    return Readings(
+        serial=serial,
+        seq=None,
+        clock_ms=None,
+        read_at_ms=read_at_ms,
+        import_wh=[REGISTER_WH + 30_000 + (at_ms - T0) // HOUR_MS * 60 for at_ms in read_at_ms],
+        export_wh=nothing,
+        voltage_mv=nothing,
+        current_ma=nothing,
+        power_w=nothing,
+        pf_milli=nothing,
+        freq_mhz=nothing,
+        relay=draw(st.sampled_from([None, None, None, Relay.ON])),
+        credit_minor=None,
+        events=(),
+    )
 
 
 @st.composite

@@ -236,19 +236,23 @@ def test_verdict_holds_until_the_instant_that_it_names(
 def test_supply_is_cut_only_where_the_oracle_allows_and_never_restored_by_time(
     scene: Scene, standing: Standing, ago_ms: int
 ) -> None:
-    """Off or limited anew: exhausted, prepaid, nothing that keeps it on, grace over, and the clock within a window."""
+    """Off or limited anew: exhausted, prepaid, nothing that keeps it on, grace over, and the clock within a window.
+
+    Limited under a scheme that no longer limits is as on.
+    """
     standing = replace(standing, exhausted_at_ms=scene.at_ms - ago_ms)
     verdict = desired_supply(standing, scheme=scene.scheme, at_ms=scene.at_ms, calendar=scene.calendar)
     kept = standing.absent or standing.hold or standing.exempt or scene.scheme.exempt
     to_cut = standing.mode is Mode.PREPAID and standing.exhausted and not kept
+    limits = scene.scheme.limit_w is not None and standing.can_limit
     if not to_cut:
         assert verdict.supply is Supply.ON
-    elif standing.now is not Supply.ON:
+    elif standing.now is Supply.OFF or (standing.now is Supply.LIMITED and limits):
         assert verdict.supply is standing.now
     else:
         earliest_ms = earliest_cut_ms(scene.scheme, scene.at_ms - ago_ms, scene.at_ms, scene.calendar)
         cut = verdict.supply is not Supply.ON
         assert cut is (earliest_ms == scene.at_ms)
         assert not cut or oracle_may_cut(scene, scene.at_ms)
-        assert (verdict.supply is Supply.LIMITED) is (cut and scene.scheme.limit_w is not None and standing.can_limit)
+        assert (verdict.supply is Supply.LIMITED) is (cut and limits)
         assert cut is (verdict.reason in (Reason.CUT, Reason.LIMITED))

@@ -1,11 +1,11 @@
 """The faults of a simulated meter: each one happens, is counted, and spoils nothing but what it says."""
 
-from collections.abc import Mapping
+from collections import Counter
 from random import Random
 
 import pytest
 
-from meter_sim.faulty import Fault, FaultyMeter
+from meter_sim.faulty import Fault, FaultDeck, FaultyMeter
 from meter_sim.meter import TokenResult
 from protocols.native import Command, CommandReply, OrderKind, Relay, ReplyResult, Uplink
 
@@ -17,8 +17,10 @@ class _NoReader:
         raise AssertionError("no token is typed here")
 
 
-def _meter(per_mille: Mapping[Fault, int]) -> FaultyMeter:
-    return FaultyMeter(serial="M1", token_reader=_NoReader(), rng=Random(1), per_mille=per_mille)
+def _meter(*faults: Fault) -> FaultyMeter:
+    """Make a meter each of whose commands suffers one of the faults."""
+    deck = FaultDeck(Random(1), faults, good=0)
+    return FaultyMeter(serial="M1", token_reader=_NoReader(), supply_faults=deck, message_faults=deck)
 
 
 def _cut(epoch: int = 1, relay: Relay = Relay.OFF) -> Command:
@@ -66,7 +68,7 @@ DONE_OFF = (1, ReplyResult.DONE, Relay.OFF)
 )
 def test_fault_spoils_what_it_names(fault: Fault, relay: Relay, replies: list[tuple[int, ReplyResult, Relay]]) -> None:
     """After one command with the fault, relay and answers are what the fault leaves of them; it is counted once."""
-    meter = _meter({fault: 1000})
+    meter = _meter(fault)
     meter.obey(_cut(), NOW_MS)
     assert meter.relay is relay
     assert _replies(meter) == replies
@@ -75,7 +77,7 @@ def test_fault_spoils_what_it_names(fault: Fault, relay: Relay, replies: list[tu
 
 def test_delayed_command_arrives_with_the_next_reading() -> None:
     """It is executed then, or found stale when a newer one came meanwhile."""
-    meter = _meter({Fault.DELAYED: 1000})
+    meter = _meter(Fault.DELAYED)
     meter.obey(_cut(), NOW_MS)
     meter.advance(NOW_MS + 1, 0)
     assert _replies(meter) == [DONE_OFF]
@@ -93,7 +95,7 @@ def test_delayed_command_arrives_with_the_next_reading() -> None:
 
 def test_delayed_command_expires() -> None:
     """A command that arrives after its expiry moves nothing."""
-    meter = _meter({Fault.DELAYED: 1000})
+    meter = _meter(Fault.DELAYED)
     meter.obey(_cut(), NOW_MS)
     meter.heal(NOW_MS + 60_001)
     assert _replies(meter) == [(1, ReplyResult.EXPIRED, Relay.ON)]
@@ -101,7 +103,7 @@ def test_delayed_command_expires() -> None:
 
 def test_late_answer_leaves_with_the_next_reading() -> None:
     """The meter did it at once; only its word comes later."""
-    meter = _meter({Fault.ANSWERED_LATE: 1000})
+    meter = _meter(Fault.ANSWERED_LATE)
     meter.obey(_cut(), NOW_MS)
     assert _replies(meter) == []
     meter.advance(NOW_MS + 1, 0)
@@ -110,16 +112,24 @@ def test_late_answer_leaves_with_the_next_reading() -> None:
 
 def test_stale_answer_repeats_an_old_one() -> None:
     """The answer to an earlier order comes once more behind the right one."""
-    meter = _meter({Fault.STALE_ANSWER: 1000})
+    meter = _meter(Fault.STALE_ANSWER)
     meter.obey(_cut(), NOW_MS)
     meter.obey(_cut(2, Relay.ON), NOW_MS)
     assert _replies(meter) == [DONE_OFF, (2, ReplyResult.DONE, Relay.ON), DONE_OFF]
     assert meter.met[Fault.STALE_ANSWER] == 1
 
 
+def test_deck_deals_every_fault_once_in_its_length() -> None:
+    """Whatever the chance, of so many commands each fault befalls one, and the rest is good."""
+    deck = FaultDeck(Random(3), Fault, good=5)
+    for _ in range(4):
+        dealt = Counter(deck.deal() for _ in range(len(Fault) + 5))
+        assert dealt == Counter([*Fault, *[None] * 5])
+
+
 def test_healed_meter_is_a_good_one() -> None:
     """After `heal` nothing happens but what is ordered."""
-    meter = _meter({Fault.LOST: 1000})
+    meter = _meter(Fault.LOST)
     meter.heal(NOW_MS)
     meter.obey(_cut(), NOW_MS)
     assert _replies(meter) == [DONE_OFF]

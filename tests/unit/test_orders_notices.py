@@ -32,6 +32,7 @@ LIMITING = replace(ANY_TIME, limit_w=500)
 WARNED = replace(QUIET, low_raised=True)
 WAITING = replace(EMPTY, desired=Supply.ON, exhausted_at_ms=EVENING_MS)
 ABLE = replace(WARNED, can_limit=True)
+LIMITED_SO_FAR = replace(EMPTY, desired=Supply.LIMITED, can_limit=True)
 OPENING_MS = local(THURSDAY, "11:00")
 # Three whole days after a Wednesday.
 GRACE_ENDS_MS = local(date(2026, 11, 15), "00:00")
@@ -70,6 +71,9 @@ LIMITED = Limited(balance_minor=-1_500, restores_minor=RESTORES_MINOR, limit_w=5
         # A limit in the place of a cut, at once or at the opening.
         (ABLE, -1_500, LIMITING, NOON_MS, [LIMITED]),
         (replace(WAITING, can_limit=True), -1_500, replace(HAPPY_HOURS, limit_w=500), OPENING_MS, [LIMITED]),
+        # A limit ends with the scheme that had it: as one that is on, cut in a window and supplied in protected hours.
+        (LIMITED_SO_FAR, -1_500, ANY_TIME, OPENING_MS, [CUT]),
+        (LIMITED_SO_FAR, -1_500, HAPPY_HOURS, EVENING_MS, [Restored(balance_minor=-1_500)]),
         # Nothing threatens these.
         (replace(WARNED, exempt=True), -1_500, ANY_TIME, NOON_MS, []),
         (replace(WARNED, hold=True), -1_500, ANY_TIME, NOON_MS, []),
@@ -80,7 +84,7 @@ LIMITED = Limited(balance_minor=-1_500, restores_minor=RESTORES_MINOR, limit_w=5
         (WAITING, -1_500, ANY_TIME, OPENING_MS, [CUT]),
         # Back on: by credit at any hour, or by what keeps it on.
         (EMPTY, 10, HAPPY_HOURS, EVENING_MS, [Restored(balance_minor=10)]),
-        (replace(EMPTY, desired=Supply.LIMITED), 10, LIMITING, NOON_MS, [Restored(balance_minor=10)]),
+        (LIMITED_SO_FAR, 10, LIMITING, NOON_MS, [Restored(balance_minor=10)]),
         (replace(EMPTY, hold=True), -1_500, ANY_TIME, NOON_MS, [Restored(balance_minor=-1_500)]),
         # Off and still exhausted, or protected and paid in time: nothing has changed for anybody.
         (EMPTY, -1_500, ANY_TIME, NOON_MS, []),

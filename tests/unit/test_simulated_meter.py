@@ -408,6 +408,17 @@ def test_threshold_above_the_present_balance_alarms_at_once_and_clearing_it_ends
     assert (home.buzzer_on, home.threshold_minor) == (False, None)
 
 
+def test_threshold_command_ends_an_alarm_that_is_not_by_the_stored_threshold() -> None:
+    """A further warning of the head-end ends with it, though nothing rose; one by the meter's own threshold stays."""
+    home = meter(balance_minor=5_000, threshold_minor=1_000)
+    home.obey(alarm(balance_minor=4_000, threshold_minor=1_000), T0)
+    home.obey(threshold(1_000, epoch=1, balance_minor=4_000), T0)
+    assert (home.display, home.buzzer_on) == ("BALANCE 40.00", False)
+    home.obey(supply(Relay.ON, balance_minor=1_000), T0)
+    home.obey(threshold(1_000, epoch=2, balance_minor=900), T0)
+    assert (home.display, home.buzzer_on) == ("LOW BALANCE 9.00", True)
+
+
 def test_balance_copy_stands_still_between_contacts_in_central_mode() -> None:
     """Without a fallback rate, energy does not move the copy."""
     home = meter(balance_minor=5_000, threshold_minor=1_000)

@@ -256,7 +256,7 @@ def test_row_6_account_that_is_cut_stays_so_until_credit(clock: str) -> None:
 
 
 def test_row_6_limit_ends_with_the_scheme_that_had_it() -> None:
-    """Under rules without a limit an account that is limited is decided as one that is on: cut within the window only."""
+    """Under rules without a limit an account that is limited is decided as one that is on: cut in the window only."""
     limited = replace(EXHAUSTED, now=Supply.LIMITED, can_limit=True, exhausted_at_ms=local(WEDNESDAY, "08:00"))
     assert verdict(limited, OFFICE_HOURS, local(WEDNESDAY, "11:00")).supply is Supply.OFF
     assert verdict(limited, OFFICE_HOURS, local(WEDNESDAY, "23:00")).supply is Supply.ON

@@ -60,6 +60,7 @@ class DueOrder:
     area: str
     category: str | None
     contradicted: bool
+    is_first_try: bool
     age_ms: int
     same_before_ms: int | None
     busy_ms: int | None
@@ -101,10 +102,11 @@ class Patience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutOffLimits:
-    """How many cut-off commands may leave for an area.
+    """How many cut-offs may leave for an area.
 
-    Invariants: in any minute at most `per_minute_max`; an area that has had `per_hour_max` within an hour gets no more
-    until somebody releases it. `minute_s` is a multiple of 6, the steps in which is counted; shorter in tests.
+    Invariants: in any minute at most `per_minute_max` commands leave, tries again included; an area that has had
+    `per_hour_max` new cut-offs within an hour gets no command until somebody releases it. `minute_s` is a multiple of
+    6, the steps in which is counted; shorter in tests.
     """
 
     per_minute_max: int
@@ -115,17 +117,19 @@ class CutOffLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AreaCount:
-    """What left for an area in the last minute and hour; `held` until somebody releases it."""
+    """Commands that left for an area in the last minute, new cut-offs of the last hour; `held` until released."""
 
     minute_sent: int
     hour_sent: int
     held: bool
 
     def places(self, limits: CutOffLimits) -> int:
-        """Return how many cut-offs may leave now."""
-        if self.held:
-            return 0
-        return max(0, min(limits.per_minute_max - self.minute_sent, limits.per_hour_max - self.hour_sent))
+        """Return how many commands may leave now."""
+        return 0 if self.held else max(0, limits.per_minute_max - self.minute_sent)
+
+    def new_places(self, limits: CutOffLimits) -> int:
+        """Return how many new cut-offs the hour has room for."""
+        return 0 if self.held else max(0, limits.per_hour_max - self.hour_sent)
 
 
 class AlarmKind(StrEnum):
@@ -218,24 +222,28 @@ def within_limits(
     """
     kept: list[DueOrder] = []
     taken: Counter[str] = Counter()
-    over: dict[str, AreaCount] = {}
+    new: Counter[str] = Counter()
+    over: dict[str, AlarmKind] = {}
     for order in orders:
         if order.is_cut_off:
             area = areas[order.area]
+            if order.is_first_try and new[order.area] >= area.new_places(limits):
+                over[order.area] = AlarmKind.HELD
+                continue
             if taken[order.area] >= area.places(limits):
-                over[order.area] = area
+                over.setdefault(order.area, AlarmKind.CAPPED)
                 continue
             taken[order.area] += 1
+            new[order.area] += order.is_first_try
         kept.append(order)
-    return kept, [_alarm(name, area, limits, taken[name]) for name, area in over.items() if not area.held]
-
-
-def _alarm(name: str, area: AreaCount, limits: CutOffLimits, taken: int) -> SupplyAlarm:
-    """Name the limit that was met first."""
-    minute_sent, hour_sent = area.minute_sent + taken, area.hour_sent + taken
-    if hour_sent >= limits.per_hour_max:
-        return SupplyAlarm(area=name, kind=AlarmKind.HELD, sent=hour_sent, most=limits.per_hour_max)
-    return SupplyAlarm(area=name, kind=AlarmKind.CAPPED, sent=minute_sent, most=limits.per_minute_max)
+    alarms = [
+        SupplyAlarm(area=name, kind=kind, sent=areas[name].hour_sent + new[name], most=limits.per_hour_max)
+        if kind is AlarmKind.HELD
+        else SupplyAlarm(area=name, kind=kind, sent=areas[name].minute_sent + taken[name], most=limits.per_minute_max)
+        for name, kind in over.items()
+        if not areas[name].held
+    ]
+    return kept, alarms
 
 
 def _wait(

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
     cut_offs_per_minute_max: int = Field(default=600, ge=1, description="cut-off commands per minute and area")
     cut_offs_per_hour_max: int = Field(
-        default=3_000, ge=1, description="cut-off commands per hour and area; then they wait for a release"
+        default=3_000, ge=1, description="new cut-offs per hour and area; then they wait for a release"
     )
     vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
     vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")

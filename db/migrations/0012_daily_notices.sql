@@ -20,3 +20,7 @@ create table daily_notices (
     told_at timestamptz not null default clock_timestamp(),
     primary key (account_id, kind)
 ) with (fillfactor = 80);
+
+-- A month's end brings a statement for every account: nobody's cut-off waits behind them.
+drop index notices_to_plan;
+create index notices_to_plan on notices ((kind in ('forecast', 'statement_ready')), id) where planned_at is null;

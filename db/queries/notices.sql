@@ -14,11 +14,12 @@ returning id
 -- plan_alone: one process at a time plans, so that the day's messages are counted once
 select pg_try_advisory_xact_lock(%(key)s)
 
--- notices_to_plan: notices that have no way to a person yet, or whose last one has failed for good
+-- notices_to_plan: notices that have no way to a person yet, or whose last one has failed for good; what a day or a month
+-- brings everybody comes after all else
 select n.id, n.account_id, a.consumer_id, n.kind, n.created_at, n.contact_id, n.language
 from notices n join accounts a on a.id = n.account_id
 where n.planned_at is null
-order by n.id limit %(most)s
+order by (n.kind in ('forecast', 'statement_ready')), n.id limit %(most)s
 
 -- contacts_to_plan: where some consumers are reached, and who has asked for something
 select id, consumer_id, channel, address, language, priority, verified_at is not null as verified,

@@ -63,21 +63,24 @@ select area from cut_off_areas where area = any(%(areas)s) order by area for no 
 
 -- carry_counts: what was counted under a clock that has been set back since counts as of now
 with later as (
-    delete from cut_off_counts where area = any(%(areas)s) and at > clock_timestamp() returning area, sent
+    delete from cut_off_counts where area = any(%(areas)s) and at > clock_timestamp() returning area, sent, first_tries
 )
-insert into cut_off_counts (area, at, sent)
-select area, date_bin(%(minute_s)s / 6 * interval '1 second', clock_timestamp(), '2000-01-01'), sum(sent)
+insert into cut_off_counts (area, at, sent, first_tries)
+select area, date_bin(%(minute_s)s / 6 * interval '1 second', clock_timestamp(), '2000-01-01'), sum(sent),
+       sum(first_tries)
 from later group by area
-on conflict (area, at) do update set sent = cut_off_counts.sent + excluded.sent
+on conflict (area, at) do update set sent = cut_off_counts.sent + excluded.sent,
+    first_tries = cut_off_counts.first_tries + excluded.first_tries
 
--- cut_off_places: cut-offs that left in the last minute and hour, a step of the count longer, and whether all are held
+-- cut_off_places: commands that left in the last minute, first ones in the last hour, a step of the count longer, and
+-- whether all are held
 select a.area, n.minute_sent, n.hour_sent,
        exists (select from supply_alarms h where h.area = a.area and h.kind = 'held' and h.ended_at is null)
 from cut_off_areas a
 cross join lateral (
     select coalesce(sum(c.sent) filter (where c.at > clock_timestamp() - %(minute_s)s * 7 / 6 * interval '1 second'),
                     0)::integer as minute_sent,
-           coalesce(sum(c.sent) filter (where c.at > a.counted_from), 0)::integer as hour_sent
+           coalesce(sum(c.first_tries) filter (where c.at > a.counted_from), 0)::integer as hour_sent
     from cut_off_counts c
     where c.area = a.area and c.at > clock_timestamp() - (%(hour_s)s + %(minute_s)s / 6) * interval '1 second'
 ) n
@@ -94,14 +97,16 @@ cross join lateral (
 ) o
 order by o.next_try_at, o.id limit %(most)s
 
--- count_cut_offs: note how many cut-offs leave now
-insert into cut_off_counts (area, at, sent)
-select k.area, date_bin(%(minute_s)s / 6 * interval '1 second', clock_timestamp(), '2000-01-01'), k.number
-from unnest(%(areas)s::text[], %(numbers)s::integer[]) as k(area, number)
-on conflict (area, at) do update set sent = cut_off_counts.sent + excluded.sent
+-- count_cut_offs: note how many cut-offs leave now, and how many of them for the first time
+insert into cut_off_counts (area, at, sent, first_tries)
+select k.area, date_bin(%(minute_s)s / 6 * interval '1 second', clock_timestamp(), '2000-01-01'), k.number, k.first_tries
+from unnest(%(areas)s::text[], %(numbers)s::integer[], %(first_tries)s::integer[]) as k(area, number, first_tries)
+on conflict (area, at) do update set sent = cut_off_counts.sent + excluded.sent,
+    first_tries = cut_off_counts.first_tries + excluded.first_tries
 
 -- order_facts: what decides whether due orders are sent now: transport, category, and what went before
 select o.id, o.meter_id, m.transport, o.kind, o.relay, o.area, c.category, o.contradicted_at is not null as contradicted,
+       o.sent_at is null as is_first_try,
        (extract(epoch from clock_timestamp() - o.created_at) * 1000)::bigint as age_ms,
        p.age_ms as same_before_ms, f.busy_ms
 from supply_orders o
@@ -168,11 +173,12 @@ with claimed as (
 update supply_orders o set state = 'sent', attempts = o.attempts + 1,
     sent_at = coalesce(o.sent_at, clock_timestamp()), looked_at = clock_timestamp(), waits_for = null,
     next_try_at = clock_timestamp() + interval '1 second' * (0.75 + random() / 2)
-        * least(case o.relay when 'on' then %(restore_backoff_s_max)s else %(backoff_s_max)s end,
-                %(backoff_s_first)s * power(2, least(o.attempts, 20)))
+        * case when o.relay = 'off' and o.attempts >= %(long_away_attempts)s then %(long_away_backoff_s)s
+               else least(case o.relay when 'on' then %(restore_backoff_s_max)s else %(backoff_s_max)s end,
+                          %(backoff_s_first)s * power(2, least(o.attempts, 20))) end
 from claimed c, meters m
 where o.id = c.id and m.id = o.meter_id
-returning o.id, m.serial, m.transport, o.area, o.kind, o.epoch, o.relay, o.limit_w, o.level, o.balance_minor,
+returning o.id, m.serial, m.transport, o.area, o.kind, o.attempts = 1 as is_first_try, o.epoch, o.relay, o.limit_w, o.level, o.balance_minor,
           o.threshold_minor
 
 -- mark_published: note when orders left for their meters; those that somebody is changing are noted later

@@ -30,6 +30,9 @@ FULL_AREAS_MAX = 50
 # A meter answers within a second when it can be reached; then 2, 4, 8 s ... up to 5 minutes for one that is away. Who
 # waits for light waits a minute at most: 100,000 restores to meters that are away are 1,700 commands a second.
 BACKOFF_S_FIRST, BACKOFF_S_MAX, RESTORE_BACKOFF_S_MAX = 2, 300, 60
+# Each try to cut takes one of its area's 600 places a minute: after a day of tries, 600 meters out of reach for good
+# take 20 of them, not 120.
+LONG_AWAY_ATTEMPTS, LONG_AWAY_BACKOFF_S = 300, 1_800
 # Meters and accounts looked at by one sweep for contradictions: some 20 ms.
 SWEEP_MAX = 5_000
 
@@ -58,6 +61,7 @@ class Claimed:
     transport: str
     area: str
     kind: str
+    is_first_try: bool
     epoch: int
     relay: str | None
     limit_w: int | None
@@ -133,13 +137,22 @@ async def claim(conn: AsyncConnection, ids: Sequence[int], limits: CutOffLimits)
         "backoff_s_first": BACKOFF_S_FIRST,
         "backoff_s_max": BACKOFF_S_MAX,
         "restore_backoff_s_max": RESTORE_BACKOFF_S_MAX,
+        "long_away_attempts": LONG_AWAY_ATTEMPTS,
+        "long_away_backoff_s": LONG_AWAY_BACKOFF_S,
     }
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("send_orders"), parameters)
         claimed = [Claimed(**row) for row in await rows.fetchall()]
-    cut_offs = Counter(order.area for order in claimed if order.kind == "supply" and order.relay == "off")
+    cut_offs = [order for order in claimed if order.kind == "supply" and order.relay == "off"]
     if cut_offs:
-        counted = {"areas": list(cut_offs), "numbers": list(cut_offs.values()), "minute_s": limits.minute_s}
+        numbers = Counter(order.area for order in cut_offs)
+        first_tries = Counter(order.area for order in cut_offs if order.is_first_try)
+        counted = {
+            "areas": list(numbers),
+            "numbers": list(numbers.values()),
+            "first_tries": [first_tries[area] for area in numbers],
+            "minute_s": limits.minute_s,
+        }
         await conn.execute(sql("count_cut_offs"), counted)
     place = {order_id: number for number, order_id in enumerate(ids)}
     return sorted(claimed, key=lambda order: place[order.id])

@@ -13,7 +13,7 @@ from db.audit import run_checks
 from db.supply_rules import add_supply_rules
 from headend.dispatch_plan import Patience
 from headend.edges.command_ports import Outgoing, TransportDown
-from headend.edges.due_orders import BACKOFF_S_MAX, RESTORE_BACKOFF_S_MAX
+from headend.edges.due_orders import BACKOFF_S_MAX, LONG_AWAY_ATTEMPTS, LONG_AWAY_BACKOFF_S, RESTORE_BACKOFF_S_MAX
 from prepaid.embedded import EmbeddedNats
 from protocols.native import OrderKind, Relay, decode_command
 from tests.integration.supply_street import Street, exhausting, reply, tell
@@ -254,9 +254,16 @@ async def _given(modbus: _Modbus) -> bool:
     return bool(modbus.commands)
 
 
-@pytest.mark.parametrize(("relay", "longest_s"), [("off", BACKOFF_S_MAX), ("on", RESTORE_BACKOFF_S_MAX)])
+@pytest.mark.parametrize(
+    ("relay", "tries", "longest_s"),
+    [
+        ("off", LONG_AWAY_ATTEMPTS - 1, BACKOFF_S_MAX),
+        ("off", LONG_AWAY_ATTEMPTS, LONG_AWAY_BACKOFF_S),
+        ("on", LONG_AWAY_ATTEMPTS, RESTORE_BACKOFF_S_MAX),
+    ],
+)
 def test_meter_away_for_a_day_is_served_when_it_returns(
-    database_url: str, nats: EmbeddedNats, relay: str, longest_s: int
+    database_url: str, nats: EmbeddedNats, relay: str, tries: int, longest_s: int
 ) -> None:
     """After a day of tries the next one is minutes away, never given up; the meter obeys it and confirms."""
 
@@ -275,16 +282,19 @@ def test_meter_away_for_a_day_is_served_when_it_returns(
             return bool(await street.site.one(f"select count(*) from supply_orders where {open_order}", relay))
 
         await street.site.until(sent, "the first try has left")
-        # A day ago, 300 tries since.
+        # A day ago, some 300 tries since.
         await street.site.rows(
-            "update supply_orders set attempts = 300, created_at = created_at - interval '1 day',"
+            "update supply_orders set attempts = %s, created_at = created_at - interval '1 day',"
             " sent_at = sent_at - interval '1 day', next_try_at = '-infinity', looked_at = looked_at - interval '1 day'"
             f" where {open_order} returning id",
+            tries,
             relay,
         )
 
         async def tried() -> bool:
-            return bool(await street.site.one(f"select attempts > 300 from supply_orders where {open_order}", relay))
+            return bool(
+                await street.site.one(f"select attempts > %s from supply_orders where {open_order}", tries, relay)
+            )
 
         await street.site.until(tried, "it is tried once more")
         wait_s = await street.site.one(

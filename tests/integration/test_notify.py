@@ -7,14 +7,15 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
 from psycopg import AsyncConnection
 
-from billing.notices import Channel, Exhausted, Language, Low, Restored, Tamper, TamperEvent
+from billing.notices import Channel, Exhausted, Language, Low, Restored, StatementReady, Tamper, TamperEvent
 from billing.notices.planning import QuietHours
-from db.notices import claim_deliveries, end_dead, end_sent, list_notices, plan_notices, retry_dead
+from db.notices import PLAN_MOST, claim_deliveries, end_dead, end_sent, list_notices, plan_notices, retry_dead
 from headend.edges.notice_port import NoticePort
 from tests.integration.vending_shop import Shop, add_home, open_shop
 from tests.notice_support import (
@@ -282,6 +283,26 @@ def test_dead_notifiers_message_is_sent_by_another_and_its_late_word_changes_not
                 await end_sent(shop.conn, lost, now_ms=clock())
                 assert await states(shop.conn, notice_id) == {"sms": ("sent", None)}
                 assert await shop.one("select count(*) from contacts where failed_at is not null") == 0
+
+    asyncio.run(story())
+
+
+def test_supply_is_planned_before_the_statements_of_a_month(database_url: str) -> None:
+    """What a month brings every account stands behind what is told of supply, however long before it was written."""
+
+    async def story() -> None:
+        async with open_silent_shop(database_url) as shop:
+            await add_contact(shop.conn, shop.home.account_id)
+            statement = StatementReady(
+                first=date(2026, 10, 1), last=date(2026, 10, 31), energy_wh=1, charge_minor=1, closing_minor=1
+            )
+            for _ in range(PLAN_MOST):
+                await tell(shop.conn, shop.home.account_id, statement)
+            urgent = await tell(shop.conn, shop.home.account_id, RESTORED)
+            await plan_notices(shop.conn, delivery_rules({}), domain=DOMAIN, now_ms=ShiftedClock()())
+            planned = "select planned_at is not null from notices where id = %s"
+            assert await shop.one(planned, urgent)
+            assert await shop.one("select count(*) from notices where planned_at is null") == 1
 
     asyncio.run(story())
 

@@ -40,11 +40,13 @@ CUT = DueOrder(
     area="north",
     category="DS",
     contradicted=False,
+    is_first_try=True,
     age_ms=1_000,
     same_before_ms=None,
     busy_ms=None,
 )
 LOAD_LIMIT = replace(CUT, relay="limited")
+AGAIN = replace(CUT, is_first_try=False)
 RESTORE = replace(CUT, relay="on", category=None)
 ALARM = replace(CUT, kind="alarm", relay=None, category=None)
 
@@ -182,6 +184,17 @@ def test_cut_offs_beyond_the_hours_limit_are_held() -> None:
     assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.HELD, sent=5, most=5)]
 
 
+def test_tries_again_take_places_of_the_minute_and_none_of_the_hour() -> None:
+    """Meters that are out of reach for good fill no hour; a hold stops them as well."""
+    again = [replace(order, is_first_try=False) for order in _cuts(5)]
+    full = {"north": AreaCount(minute_sent=0, hour_sent=5, held=False)}
+    kept, alarms = within_limits(again, full, LIMITS)
+    assert kept == again[:3]
+    assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.CAPPED, sent=3, most=3)]
+    held = {"north": AreaCount(minute_sent=0, hour_sent=0, held=True)}
+    assert within_limits(again, held, LIMITS) == ([], [])
+
+
 def test_held_area_sends_nothing_and_alarms_no_more() -> None:
     """An area on hold is known to operators; other areas go on."""
     areas = {
@@ -193,24 +206,25 @@ def test_held_area_sends_nothing_and_alarms_no_more() -> None:
 
 
 @given(
-    orders=st.lists(st.tuples(st.sampled_from(["north", "south", "east"]), st.booleans()), max_size=40),
+    orders=st.lists(
+        st.tuples(st.sampled_from(["north", "south", "east"]), st.sampled_from([RESTORE, CUT, AGAIN])), max_size=40
+    ),
     sent=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), min_size=3, max_size=3),
 )
-def test_limits_hold_for_any_mix(orders: list[tuple[str, bool]], sent: list[tuple[int, int, bool]]) -> None:
+def test_limits_hold_for_any_mix(orders: list[tuple[str, DueOrder]], sent: list[tuple[int, int, bool]]) -> None:
     """No area ever passes a limit, every restore leaves, and who holds something back is told of unless held."""
     areas = {
         name: AreaCount(minute_sent=minute, hour_sent=max(minute, hour), held=held)
         for name, (minute, hour, held) in zip(["north", "south", "east"], sent, strict=True)
     }
-    due = [
-        replace(CUT if cut else RESTORE, id=place, meter_id=place, area=area)
-        for place, (area, cut) in enumerate(orders)
-    ]
+    due = [replace(order, id=place, meter_id=place, area=area) for place, (area, order) in enumerate(orders)]
     kept, alarms = within_limits(due, areas, LIMITS)
     assert [order for order in due if not order.is_cut_off] == [order for order in kept if not order.is_cut_off]
     for name, area in areas.items():
-        leaving = sum(order.is_cut_off and order.area == name for order in kept)
-        waiting = sum(order.is_cut_off and order.area == name for order in due) - leaving
-        assert leaving <= area.places(LIMITS)
-        assert waiting == 0 or leaving == area.places(LIMITS)
+        leaving = [order for order in kept if order.is_cut_off and order.area == name]
+        waiting = sum(order.is_cut_off and order.area == name for order in due) - len(leaving)
+        new = sum(order.is_first_try for order in leaving)
+        assert len(leaving) <= area.places(LIMITS)
+        assert new <= area.new_places(LIMITS)
+        assert waiting == 0 or len(leaving) == area.places(LIMITS) or new == area.new_places(LIMITS)
         assert (name in {alarm.area for alarm in alarms}) == (waiting > 0 and not area.held)

@@ -45,6 +45,7 @@ from loadtests.supply_orders import (
     order_counts,
     percentiles_ms,
     read_orders,
+    stored_by_slot,
     to_published,
 )
 from meter_sim.edges.bulk import BulkPublisher
@@ -63,6 +64,8 @@ TARGET_P99_MS: Final = 500
 READINGS_MAX: Final = 2_000_000
 # The first sweep is the warm-up; all of a run's belong to one local day, whose fixed charge that one brings.
 SWEEPS_MAX: Final = STEPS_A_DAY - 2
+# The pace at which ingest stores is shown for slots of this length.
+SLOT_S: Final = 5
 POLL_S: Final = 0.1
 # Longer than any wait between two tries of an order that is answered; a run in which nothing moves for so long ends.
 STALL_S_MAX: Final = 30.0
@@ -137,6 +140,7 @@ class _Run:
     orders: Sequence[Order]
     messages: tuple[int, int]
     limited: int
+    stored_per_second: Sequence[int]
     arrived_ns: Mapping[int, int]
     asked_ns: Mapping[str, int]
     repeated: int
@@ -291,6 +295,7 @@ class _Stage:
             orders=await read_orders(self.conn, after),
             messages=await count_messages(self.conn, after),
             limited=await areas_limited(self.conn),
+            stored_per_second=await stored_by_slot(self.conn, pace.sent_ns[0], SLOT_S),
             arrived_ns=self.meters.arrived_ns,
             asked_ns=self.shop.asked_ns,
             repeated=self.meters.repeated - repeated,
@@ -379,6 +384,7 @@ def _load_figures(load: SupplyLoad, run: _Run) -> dict[str, object]:
         "rejected": run.totals.rejected,
         "quarantined": run.totals.quarantined,
         "lost": run.lost,
+        f"stored_per_second_by_{SLOT_S}_s": list(run.stored_per_second),
         "unacknowledged_at_the_last_reading": run.backlog,
         "seconds_until_all_was_done": round(run.settled_s, 1),
         "one_cut_off_in_readings": round(load.readings / max(1, sum(order.relay == "off" for order in run.orders))),

@@ -15,6 +15,8 @@ from typing import Final
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
+from billing.calendar import from_ms
+
 # Microseconds since 1970 hold every instant exactly in 64 bits.
 _ORDERS: Final = b"""
 select o.id, o.meter_id as number, o.relay, o.state, o.attempts,
@@ -39,6 +41,10 @@ select count(*), count(*) filter (where state = 'confirmed')
 from supply_orders where kind <> 'supply' and id > %(after)s
 """
 _ALARMS: Final = b"select count(*) from supply_alarms"
+_STORED: Final = b"""
+select floor(extract(epoch from committed_at - %(began_at)s::timestamptz) / %(slot_s)s)::integer, sum(stored)::bigint
+from batches where committed_at >= %(began_at)s group by 1 order by 1
+"""
 _PERCENTS: Final = (50, 95, 99)
 
 
@@ -69,6 +75,13 @@ async def open_orders(conn: AsyncConnection) -> int:
 async def areas_limited(conn: AsyncConnection) -> int:
     """Count how often an area's cut-offs were held back."""
     return await _count(conn, _ALARMS)
+
+
+async def stored_by_slot(conn: AsyncConnection, began_ns: int, slot_s: int) -> list[int]:
+    """Return readings stored per second in each slot of time from an instant on, to the last in which any was."""
+    parameters = {"began_at": from_ms(began_ns // 1_000_000), "slot_s": slot_s}
+    found: dict[int, int] = dict(await (await conn.execute(_STORED, parameters)).fetchall())
+    return [found.get(slot, 0) // slot_s for slot in range(max(found, default=-1) + 1)]
 
 
 async def read_orders(conn: AsyncConnection, after: int) -> list[Order]:

@@ -108,6 +108,14 @@ left join lateral (
     where r.meter_id = k.meter_id and r.read_at > k.at order by r.read_at limit 1
 ) c on true
 
+-- latest_stored: the instants of meters' latest stored readings, void or not, from some instant on
+select k.meter_id, (extract(epoch from l.read_at) * 1000)::bigint
+from unnest(%(meter_ids)s::integer[]) k(meter_id)
+cross join lateral (
+    select r.read_at from readings r
+    where r.meter_id = k.meter_id and r.read_at >= %(since)s order by r.read_at desc limit 1
+) l
+
 -- add_segment: a register rolled over, was reset or swapped
 insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
 values (%(meter_id)s, %(from_at)s, %(register_wh)s, %(start_wh)s, %(reason)s)

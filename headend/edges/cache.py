@@ -7,10 +7,12 @@ commit failed or its outcome is unknown; what the feed names is read again, by v
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import date
 
 from psycopg import AsyncConnection
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, from_ms
 from billing.supply import Supply, decide, is_exhausted
 from db.accounts import AccountView, look
 from db.leases import Lease
@@ -93,6 +95,31 @@ class StateCache:
         cursor = await conn.execute(sql("find_meters"), {"serials": wanted})
         ids = [account_id for _, _, _, account_id in await cursor.fetchall() if account_id is not None]
         await self._read(conn, ids)
+
+    async def raise_marks(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
+        """Move marks to the latest stored readings, void ones too: what comes again of them is then late, and known."""
+        states = [self._table[serial] for serial in serials if serial in self._table.place_of]
+        parameters = {
+            "meter_ids": [state.meter_id for state in states],
+            "since": from_ms(min((state.mark_ms for state in states), default=0)),
+        }
+        cursor = await conn.execute(sql("latest_stored"), parameters)
+        latest: dict[int, int] = dict(await cursor.fetchall())
+        for state in states:
+            stored_ms = latest.get(state.meter_id, state.mark_ms)
+            if stored_ms > state.mark_ms:
+                self._table.put(replace(state, mark_ms=stored_ms))
+
+    def drop_assigned_from(self, day: date) -> int:
+        """Forget accounts whose tariff or category changes with a day: their scheme is another; return how many."""
+        serials = [
+            serial
+            for serial in self._table.place_of
+            if any(each.from_day == day for each in self._table.kept(serial).account.terms.assignments)
+        ]
+        for serial in serials:
+            self._table.drop(serial)
+        return len(serials)
 
     async def refresh(self, conn: AsyncConnection, shards: Iterable[int]) -> list[int]:
         """Read the change feed; return the accounts that now have to be looked at under their lock.

@@ -30,6 +30,9 @@ ACCOUNTS_A_PAGE = 500
 # Schemes are asked this often, in microseconds each; rules and holds are rows, and are read a tenth as often.
 CHECK_MS = 1_000
 READ_MS = 10_000
+# Accounts are read with what holds by the database's clock, which may be behind ours: each edge is acted on once more
+# this long after it.
+CLOCK_SLACK_MS = 60_000
 
 
 class CalendarSweep:
@@ -66,15 +69,21 @@ class CalendarSweep:
     async def _is_due(self, conn: AsyncConnection, now_ms: int) -> tuple[bool, bool]:
         calendar, before_ms = self._rules.calendar, self._checked_ms
         today = calendar.day_of(now_ms)
-        due = not now_ms - before_ms >= 0 or today != calendar.day_of(before_ms)
+        # Two stretches of time: the last one, and the same a minute ago.
+        stretches = [(max(0, before_ms - slack_ms), now_ms - slack_ms) for slack_ms in (0, CLOCK_SLACK_MS)]
+        due = now_ms < before_ms or any(calendar.day_of(first) != calendar.day_of(last) for first, last in stretches)
         renewed = False
         if due or now_ms - self._read_ms >= READ_MS or self._in_force is None:
             rules = await rules_in_force(conn, today)
             renewed = rules is not self._in_force and self._in_force is not None
             due |= rules is not self._in_force
-            due |= await any_hold_ended(conn, since=from_ms(max(self._read_ms, 0)), until=from_ms(now_ms))
+            since_ms = max(self._read_ms - CLOCK_SLACK_MS, 0)
+            due |= await any_hold_ended(conn, since=from_ms(since_ms), until=from_ms(now_ms))
             self._in_force, self._read_ms = rules, now_ms
-        return due or any(self._has_opened(scheme, before_ms, now_ms) for scheme in self._in_force.schemes), renewed
+        opened = (
+            self._has_opened(scheme, first, last) for scheme in self._in_force.schemes for first, last in stretches
+        )
+        return due or any(opened), renewed
 
     def _has_opened(self, scheme: Scheme, before_ms: int, now_ms: int) -> bool:
         calendar = self._rules.calendar
@@ -84,16 +93,18 @@ class CalendarSweep:
         return opens_ms is not None and opens_ms <= now_ms
 
     async def _page(self, conn: AsyncConnection, shards: Collection[int]) -> None:
-        """Look at the next accounts of one shard that is still ours."""
-        shard, after = next(iter(self._left.items()))
-        ids = await exhausted_and_on(conn, shard, after=after, most=ACCOUNTS_A_PAGE) if shard in shards else []
-        if ids:
-            changed = await look_again(conn, ids, self._rules)
-            self._left[shard] = ids[-1]
-            if changed:
-                _log.info("calendar_acted", shard=shard, accounts=changed)
-        if len(ids) < ACCOUNTS_A_PAGE:
-            del self._left[shard]
+        """Look at the next accounts of one shard that is still ours; shards without any are passed over."""
+        ids: list[int] = []
+        while self._left and not ids:
+            shard, after = next(iter(self._left.items()))
+            ids = await exhausted_and_on(conn, shard, after=after, most=ACCOUNTS_A_PAGE) if shard in shards else []
+            if ids:
+                changed = await look_again(conn, ids, self._rules)
+                self._left[shard] = ids[-1]
+                if changed:
+                    _log.info("calendar_acted", shard=shard, accounts=changed)
+            if len(ids) < ACCOUNTS_A_PAGE:
+                del self._left[shard]
 
 
 async def look_again(conn: AsyncConnection, ids: list[int], rules: PostingRules) -> int:

@@ -238,7 +238,8 @@ def _standings(made: Plan) -> dict[int, Standing]:
             relay=each.meter.relay,
         )
         for account_id, each in made.ordinary.crossed.items()
-        if each.meter.meter_id not in told
+        # A hold ends by the clock, without a new version: such an account is looked at.
+        if each.meter.meter_id not in told and not each.meter.account.levels.hold
     }
 
 

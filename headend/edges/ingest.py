@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
 from functools import partial
 
 import structlog
@@ -70,6 +71,14 @@ class IngestSettings:
     clock: Callable[[], int] = wall_ms
 
 
+class _Attempt(Enum):
+    """How a batch is planned: by what is known; read again; read again, and with what is stored but void as known."""
+
+    KNOWN = 1
+    REREAD = 2
+    AS_STORED = 3
+
+
 @dataclass(slots=True, kw_only=True)
 class _Load:
     """Messages in hand: decoded, cut into transactions, acknowledged when the last one is committed."""
@@ -110,6 +119,7 @@ class Ingest:
         self._ahead: _Ahead | None = None
         self._stop = asyncio.Event()
         self._days: set[date] = set()
+        self._today: date | None = None
         self._renew_at_s = 0.0
         self._take_at_s = 0.0
         self._retry_s = RETRY_S_FIRST
@@ -231,8 +241,8 @@ class Ingest:
         began_s = time.monotonic()
         await self._refresh(conn)
         received = load.parts[0]
-        for attempt in ("known", "reread"):
-            batch = self._ahead.batch if self._ahead else await self._plan(conn, received)
+        for attempt in _Attempt:
+            batch = self._ahead.batch if self._ahead else await self._plan(conn, received, attempt)
             self._ahead = None
             meanwhile = partial(self._plan_ahead, reader, load, batch.made)
             try:
@@ -241,18 +251,26 @@ class Ingest:
                 )
                 break
             except UniqueViolation:
-                # A reading we thought new is there: what we knew was old. Read everything again, once.
+                # A reading we thought new is there: what we knew was old, or the reading is void since.
                 self._know_nothing()
-                if attempt == "reread":
+                if attempt is _Attempt.AS_STORED:
                     raise
         self._learn(batch)
         took_s = time.monotonic() - began_s
         self._metrics.batch_stored(batch.made.counts, len(received), received[-1].stored_at_ms, took_s)
 
-    async def _plan(self, conn: AsyncConnection, received: Sequence[Received]) -> Batch:
+    async def _plan(
+        self, conn: AsyncConnection, received: Sequence[Received], attempt: _Attempt = _Attempt.KNOWN
+    ) -> Batch:
         """Plan messages with states read where they are not known, and make the partitions that are missing."""
-        await self._cache.load(conn, _serials(received))
+        serials = _serials(received)
+        await self._cache.load(conn, serials)
+        if attempt is _Attempt.AS_STORED:
+            await self._cache.raise_marks(conn, serials)
         made = plan_batch(received, self._cache.table, self._settings.calendar)
+        if attempt is _Attempt.AS_STORED:
+            # Marks of readings that are void are for this batch alone.
+            made.stale_serials.update(serials & self._cache.table.place_of.keys())
         missing = _days(made) - self._days
         if missing:
             # Before the transaction, never inside it.
@@ -298,6 +316,11 @@ class Ingest:
         for account_id, _ in await cursor.fetchall():
             await settle_account(conn, account_id, rules=self._rules)
         await self._outages.step(conn)
+        today = self._settings.calendar.day_of(self._rules.clock())
+        if today != self._today:
+            self._today = today
+            if self._cache.drop_assigned_from(today):
+                self._ahead = None
         if await self._sweep.step(conn, self._leases):
             self._know_nothing()
 

@@ -329,3 +329,28 @@ async def _open_home(site: Site, serial: str, rng: random.Random) -> Plain:
 
 def _hour_ms(hour: int) -> int:
     return OPENED_MS + hour * HOUR_MS
+
+
+def test_void_reading_that_comes_again_is_a_duplicate(database_url: str, nats: EmbeddedNats) -> None:
+    """A latest reading that an edit has made void is still stored: sent again, it costs nothing and stops nobody."""
+
+    async def run() -> None:
+        rng = random.Random(5)
+        async with open_site(database_url, nats) as site:
+            await add_tariff(site.conn, FLAT)
+            await ensure_partitions(site.conn, {from_ms(_hour_ms(hour)).date() for hour in range(60)})
+            home = await _open_home(site, "M1", rng)
+            async with running_ingest(site):
+                await site.send(home.message(1), home.message(2), home.message(3))
+                edit = [("M1", from_ms(_hour_ms(3)), None)]
+                correction = await propose_edits(site.conn, edit, reason="absurd", by="Kaur")
+                summary = await compute(site.conn, correction, rules=RULES)
+                await approve(site.conn, correction, by="Gill", cut_offs=summary.to_cut)
+                await apply(site.conn, correction, rules=RULES)
+                await site.settled()
+                await site.send(home.message(3))
+                await site.send(home.message(4))
+            home.holds = {hour: home.registers[hour] for hour in (1, 2, 4)}
+            assert await site.balance(home.home) == home.balance_minor
+
+    asyncio.run(run())

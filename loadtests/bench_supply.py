@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -40,6 +43,7 @@ from loadtests.supply_orders import (
     Order,
     areas_limited,
     count_messages,
+    deadlocks,
     last_order,
     open_orders,
     order_counts,
@@ -69,6 +73,7 @@ SLOT_S: Final = 5
 POLL_S: Final = 0.1
 # Longer than any wait between two tries of an order that is answered; a run in which nothing moves for so long ends.
 STALL_S_MAX: Final = 30.0
+WARNING_SHOWN_MAX: Final = 100
 SETTINGS_SHOWN: Final = ("synchronous_commit", "fsync", "full_page_writes", "shared_buffers", "track_commit_timestamp")
 WORK_PER_READING: Final = (
     "MQTT QoS 1, stored by the broker",
@@ -140,6 +145,7 @@ class _Run:
     orders: Sequence[Order]
     messages: tuple[int, int]
     limited: int
+    deadlocks: int
     stored_per_second: Sequence[int]
     arrived_ns: Mapping[int, int]
     asked_ns: Mapping[str, int]
@@ -170,6 +176,7 @@ def bench_supply(settings: Settings, load: SupplyLoad, progress: Progress) -> di
             cpu_of = _cpu_clocks(system, server, broker)
             with _without_old_walks():
                 parts, warm_up_s, run = uvloop.run(_measure(system, load, plan, key, cpu_of, progress))
+            warnings = {name: _warnings(system.settings.data_dir / f"{name}.log") for name in PROCESSES}
     return {
         "benchmark": "supply",
         "measured_at": measured_at(),
@@ -182,6 +189,7 @@ def bench_supply(settings: Settings, load: SupplyLoad, progress: Progress) -> di
         "areas": load.areas,
         "accounts_seconds": round(accounts_s, 1),
         "warm_up_seconds": round(warm_up_s, 1),
+        "warnings": warnings,
     } | _figures(load, plan, run)
 
 
@@ -295,6 +303,7 @@ class _Stage:
             orders=await read_orders(self.conn, after),
             messages=await count_messages(self.conn, after),
             limited=await areas_limited(self.conn),
+            deadlocks=await deadlocks(self.conn),
             stored_per_second=await stored_by_slot(self.conn, pace.sent_ns[0], SLOT_S),
             arrived_ns=self.meters.arrived_ns,
             asked_ns=self.shop.asked_ns,
@@ -363,6 +372,7 @@ def _figures(load: SupplyLoad, plan: _Plan, run: _Run) -> dict[str, object]:
         "alarms_at_meters": {"written": told, "confirmed": confirmed},
         "commands_received_again": run.repeated,
         "areas_held_back": run.limited,
+        "deadlocks": run.deadlocks,
         "recharges": dict(run.shop),
         "cpu_seconds": {name: None if used is None else round(used, 1) for name, used in run.cpu_s.items()},
         "lost": run.lost,
@@ -445,6 +455,17 @@ def _cpu_clocks(
         "broker": partial(cpu_seconds, broker.pid),
         "meters_and_shop": time.process_time,
     }
+
+
+def _warnings(log_path: Path) -> dict[str, int]:
+    """Count what a process has warned of, the warm-up included: each event with the beginning of its detail."""
+    found: Counter[str] = Counter()
+    for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            event = json.loads(line)
+            if event["level"] in ("warning", "error"):
+                found[f"{event['event']}: {event.get('detail', '')}"[:WARNING_SHOWN_MAX]] += 1
+    return dict(found)
 
 
 def _limits_shown(settings: Settings) -> dict[str, object]:

@@ -41,6 +41,7 @@ select count(*), count(*) filter (where state = 'confirmed')
 from supply_orders where kind <> 'supply' and id > %(after)s
 """
 _ALARMS: Final = b"select count(*) from supply_alarms"
+_DEADLOCKS: Final = b"select coalesce(deadlocks, 0) from pg_stat_database where datname = current_database()"
 _STORED: Final = b"""
 select floor(extract(epoch from committed_at - %(began_at)s::timestamptz) / %(slot_s)s)::integer, sum(stored)::bigint
 from batches where committed_at >= %(began_at)s group by 1 order by 1
@@ -82,6 +83,11 @@ async def stored_by_slot(conn: AsyncConnection, began_ns: int, slot_s: int) -> l
     parameters = {"began_at": from_ms(began_ns // 1_000_000), "slot_s": slot_s}
     found: dict[int, int] = dict(await (await conn.execute(_STORED, parameters)).fetchall())
     return [found.get(slot, 0) // slot_s for slot in range(max(found, default=-1) + 1)]
+
+
+async def deadlocks(conn: AsyncConnection) -> int:
+    """Count the deadlocks that the server has ended in this database."""
+    return await _count(conn, _DEADLOCKS)
 
 
 async def read_orders(conn: AsyncConnection, after: int) -> list[Order]:

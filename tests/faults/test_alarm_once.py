@@ -243,7 +243,7 @@ def _agree_notices(plain: Plain, told: list[tuple[str, int | None]]) -> None:
     assert len([kind for kind, _ in told if kind == "exhausted"]) == len(exhausted)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 7))])
 def test_alarm_rings_once_for_each_crossing(database_url: str, nats: EmbeddedNats, seed: int) -> None:
     """Per account, level and arm one alarm, and one notice that says so: as the plain rule has it, round by round."""
 

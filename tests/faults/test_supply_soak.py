@@ -221,7 +221,7 @@ def _check_limits(arrived: list[tuple[float, str]]) -> None:
         assert len(times) > LIMITS.per_minute_max, f"{area}: the limit was never met"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_supply_converges_whatever_happens_to_orders(database_url: str, nats: EmbeddedNats, seed: int) -> None:
     """Forty meters, every fault: after quiet each has the supply that its balance asks for; limits held; no fee."""
     _soak(database_url, nats, seed=seed, meters=40, seconds=10)

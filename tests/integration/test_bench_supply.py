@@ -24,6 +24,7 @@ def _plain_logs() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.mark.slow
 @pytest.mark.db
 @pytest.mark.broker
 def test_bench_supply_of_a_tiny_load_cuts_and_restores_everybody_and_loses_nothing(data_dir: Path) -> None:

@@ -121,6 +121,7 @@ def tell(database_url: str, nats: EmbeddedNats, at_ms: int, story: Callable[[Ins
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_exempt_account_is_cut_when_it_is_taken_off_the_list(database_url: str, nats: EmbeddedNats) -> None:
     """The office's change reaches the shard's owner: within a window it acts, with no edge and no reading to come."""
 
@@ -140,6 +141,7 @@ def test_exempt_account_is_cut_when_it_is_taken_off_the_list(database_url: str, 
     tell(database_url, nats, at(5, "20:00"), story)
 
 
+@pytest.mark.slow
 def test_exempt_account_that_is_taken_off_the_list_at_night_is_cut_at_the_opening(
     database_url: str, nats: EmbeddedNats
 ) -> None:
@@ -162,6 +164,7 @@ def test_exempt_account_that_is_taken_off_the_list_at_night_is_cut_at_the_openin
     tell(database_url, nats, at(5, "20:00"), story)
 
 
+@pytest.mark.slow
 def test_account_that_is_busy_at_the_opening_is_settled_when_it_is_free(database_url: str, nats: EmbeddedNats) -> None:
     """The sweep goes on past a locked account and comes back to it by itself."""
 
@@ -241,6 +244,7 @@ def test_taker_of_a_dead_owners_shards_finishes_its_sweep(
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_two_thousand_waiting_accounts_are_cut_page_by_page_beside_readings(
     database_url: str, nats: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_notifier_process_delivers_and_a_killed_one_loses_nothing(database_url: 
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_operator_sees_what_is_dead_and_tries_it_again(database_url: str, tmp_path: Path) -> None:
     """Every state of every message is visible; a dead one comes back under its id."""
 
@@ -153,6 +154,7 @@ def test_operator_sees_what_is_dead_and_tries_it_again(database_url: str, tmp_pa
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_operator_keeps_contacts_and_lists_whom_nobody_reaches(database_url: str, tmp_path: Path) -> None:
     """Add, list and remove; the report on the screen, as JSON and as a file."""
 

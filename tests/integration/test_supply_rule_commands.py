@@ -61,6 +61,7 @@ def test_office_begins_with_a_shipped_document_checks_it_and_puts_it_in_force(of
     assert "expected one of bihar, punjab" in office.run("supply-rules", "show", "--builtin", "x", status=2).stderr
 
 
+@pytest.mark.slow
 def test_office_holds_supply_with_two_people(office: Office) -> None:
     """Ask, approve as another person, list, release; refusals are one line and status 2."""
     why = ("--reason", "oxygen at home", "--by", "A. Kaur")
@@ -83,6 +84,7 @@ def test_office_holds_supply_with_two_people(office: Office) -> None:
     office.run("supply", "hold", "ask", NUMBER, *why, "--until", "soon", status=2)
 
 
+@pytest.mark.slow
 def test_office_keeps_the_exempt_list(office: Office) -> None:
     """Set with a reason and a name, listed, cleared; an account not on the list cannot be taken off."""
     why = ("--reason", "dialysis", "--by", "A. Kaur")

@@ -14,6 +14,7 @@ __all__ = ["office"]
 NUMBER = ("accounts", "thresholds", "100200300")
 
 
+@pytest.mark.slow
 def test_wishes_are_shown_set_and_ended_by_command(office: Office, tmp_path: Path) -> None:
     """Without a wish the command shows what is in force; with wishes these are all; a contradiction is one line."""
     assert office.run(*NUMBER).stdout == "balance Rs 0.00\n"

@@ -62,7 +62,7 @@ class Standing:
     @property
     def may_be_threatened(self) -> bool:
         """Tell whether the consumer may have to be told what restores supply."""
-        return self.levels.desired is Supply.ON and is_exhausted(self.levels, self.balance_minor)
+        return self.levels.desired is not Supply.OFF and is_exhausted(self.levels, self.balance_minor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,9 +61,18 @@ async def rules_in_force(conn: AsyncConnection, day: date) -> SupplyRules:
 
 
 async def exhausted_and_on(conn: AsyncConnection, shard: int, *, after: int, most: int) -> list[int]:
-    """Return accounts of a shard with exhausted credit whose supply is still on, in id order from one id on."""
+    """Return accounts of a shard with exhausted credit that are still supplied, in id order from one id on."""
+    return await _exhausted(conn, "exhausted_and_on", shard, after, most)
+
+
+async def exhausted_and_off(conn: AsyncConnection, shard: int, *, after: int, most: int) -> list[int]:
+    """Return accounts of a shard that are cut off, in id order from one id on."""
+    return await _exhausted(conn, "exhausted_and_off", shard, after, most)
+
+
+async def _exhausted(conn: AsyncConnection, query: str, shard: int, after: int, most: int) -> list[int]:
     parameters = {"shard": shard, "after": after, "most": most}
-    cursor = await conn.execute(sql("exhausted_and_on"), parameters)
+    cursor = await conn.execute(sql(query), parameters)
     return [row[0] for row in await cursor.fetchall()]
 
 

@@ -21,7 +21,7 @@ alter table accounts
 -- Those that are exhausted have been since the alarm of their present arm.
 update accounts a set exhausted_at = x.raised_at
 from alarms x
-where a.exhausted_raised and x.account_id = a.id and x.level = 'exhausted' and x.arm = a.exhausted_arm;
+where a.exhausted_raised and a.desired = 'off' and x.account_id = a.id and x.level = 'exhausted' and x.arm = a.exhausted_arm;
 
 -- Exhausted accounts that are still supplied: looked at again whenever a window opens or emergency days end.
 create index exhausted_and_on on accounts (shard, id) where exhausted_raised and desired <> 'off';

@@ -16,6 +16,10 @@ select sha256 from supply_rules where from_day = %(from_day)s
 select id from accounts
 where shard = %(shard)s and exhausted_raised and desired <> 'off' and id > %(after)s order by id limit %(most)s
 
+-- exhausted_and_off: a shard's accounts that are cut off, in id order from one id on
+select id from accounts
+where shard = %(shard)s and exhausted_raised and desired = 'off' and id > %(after)s order by id limit %(most)s
+
 -- change_exemption: an account is exempt for a reason, or no more; nothing where it is so already
 update accounts set exempt_reason = %(exempt_reason)s, version = version + 1
 where id = %(account_id)s and exempt_reason is distinct from %(exempt_reason)s

@@ -8,6 +8,7 @@ page, so that a city's protected consumers do not stall its readings; each page 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Protocol
 
 import structlog
 from psycopg import AsyncConnection
@@ -21,7 +22,7 @@ from db.orders import PostingRules, threatens
 from db.posting import may_move_closed_edges
 from db.prepayment import prepayments_of
 from db.supply_holds import any_hold_ended
-from db.supply_rules import exhausted_and_on, rules_in_force
+from db.supply_rules import exhausted_and_off, exhausted_and_on, rules_in_force
 
 _log = structlog.get_logger("calendar")
 
@@ -33,6 +34,10 @@ READ_MS = 10_000
 # Accounts are read with what holds by the database's clock, which may be behind ours: each edge is acted on once more
 # this long after it.
 CLOCK_SLACK_MS = 60_000
+
+
+class _Find(Protocol):
+    async def __call__(self, conn: AsyncConnection, shard: int, *, after: int, most: int) -> list[int]: ...
 
 
 class CalendarSweep:
@@ -47,6 +52,8 @@ class CalendarSweep:
         self._checked_ms = 0
         self._read_ms = 0
         self._left: dict[int, int] = {}
+        # New rules may also give supply back: then those that are cut off are gone through as well.
+        self._off_left: dict[int, int] = {}
 
     def begin_anew(self) -> None:
         """Forget how far the calendar was followed: of shards that were taken over it is not known."""
@@ -62,8 +69,12 @@ class CalendarSweep:
             self._checked_ms = now_ms
             if due:
                 self._left = dict.fromkeys(shards, 0)
+            if renewed:
+                self._off_left = dict.fromkeys(shards, 0)
         if self._left:
-            await self._page(conn, shards)
+            await self._page(conn, shards, self._left, exhausted_and_on)
+        elif self._off_left:
+            await self._page(conn, shards, self._off_left, exhausted_and_off)
         return renewed
 
     async def _is_due(self, conn: AsyncConnection, now_ms: int) -> tuple[bool, bool]:
@@ -92,19 +103,19 @@ class CalendarSweep:
         opens_ms = next_cut_ms(scheme, before_ms, calendar)
         return opens_ms is not None and opens_ms <= now_ms
 
-    async def _page(self, conn: AsyncConnection, shards: Collection[int]) -> None:
+    async def _page(self, conn: AsyncConnection, shards: Collection[int], left: dict[int, int], find: _Find) -> None:
         """Look at the next accounts of one shard that is still ours; shards without any are passed over."""
         ids: list[int] = []
-        while self._left and not ids:
-            shard, after = next(iter(self._left.items()))
-            ids = await exhausted_and_on(conn, shard, after=after, most=ACCOUNTS_A_PAGE) if shard in shards else []
+        while left and not ids:
+            shard, after = next(iter(left.items()))
+            ids = await find(conn, shard, after=after, most=ACCOUNTS_A_PAGE) if shard in shards else []
             if ids:
                 changed = await look_again(conn, ids, self._rules)
-                self._left[shard] = ids[-1]
+                left[shard] = ids[-1]
                 if changed:
                     _log.info("calendar_acted", shard=shard, accounts=changed)
             if len(ids) < ACCOUNTS_A_PAGE:
-                del self._left[shard]
+                del left[shard]
 
 
 async def look_again(conn: AsyncConnection, ids: list[int], rules: PostingRules) -> int:

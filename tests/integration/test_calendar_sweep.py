@@ -190,6 +190,23 @@ def test_new_rules_of_the_running_day_act_within_seconds(database_url: str) -> N
     in_town(database_url, at(7, "20:00"), story)
 
 
+def test_new_rules_that_exempt_a_category_give_its_supply_back(database_url: str) -> None:
+    """Who is cut off and may not be any more is on again without a reading and without a posting."""
+
+    async def story(town: Town) -> None:
+        home = await town.home("M1", category=SHOP)
+        await town.use(home)
+        await town.set_to(at(7, "20:00") + READ_MS)
+        assert [order[0] for order in (await town.told(home)).orders] == ["off"]
+        exempt = any_time_from(CALENDAR.day_of(now_ms())) + "exempt = true\n"
+        await add_supply_rules(town.conn, exempt, first_open_day=JUNE_1)
+        for number in range(2, 5):
+            await town.set_to(now_ms() + number * READ_MS)
+        assert [order[0] for order in (await town.told(home)).orders] == ["off", "on"]
+
+    in_town(database_url, at(7, "20:00"), story)
+
+
 def test_hold_that_ends_cuts(database_url: str) -> None:
     """A hold kept supply on; its end acts by itself, within seconds."""
 

@@ -11,6 +11,7 @@ The rules; the first that holds decides:
 | the meter did it, and named the other position of its relay     | ordered anew, since an epoch is done once   |
 | the same was done before; the meter has contradicted it since   | waits out the grace and the time in between |
 | a cut-off or load limit outside the hours of its scheme         | waits for them                              |
+| a cut-off for which its area has no place left                  | stays due, and the area is told of          |
 | an alarm or threshold while another command is on its way       | waits for that one                          |
 | any other                                                       | leaves                                      |
 """
@@ -162,14 +163,55 @@ class PutOff:
 class SendPlan:
     """What becomes of the orders that are due.
 
-    Invariants: each due order stands in exactly one of `send`, `put_off`, `anew`; `send` is in the order in which they
-    came; `closes_ms` has the cut-offs and load limits to send whose command must have expired at an instant.
+    Invariants: each due order stands in exactly one of `send`, `put_off`, `anew`, or is a cut-off without a place;
+    `send` is in the order in which they came; `closes_ms` has the cut-offs and load limits to send whose command must
+    have expired at an instant; `alarms` has each area that lacks a place once, unless it is known to be held.
     """
 
     send: list[DueOrder] = field(default_factory=list)
     put_off: list[PutOff] = field(default_factory=list)
     anew: list[int] = field(default_factory=list)
     closes_ms: dict[int, int] = field(default_factory=dict)
+    alarms: list[SupplyAlarm] = field(default_factory=list)
+
+
+class _Places:
+    """The places that areas have left, taken one by one."""
+
+    def __init__(self, areas: Mapping[str, AreaCount], limits: CutOffLimits) -> None:
+        self._areas = areas
+        self._limits = limits
+        self._taken: Counter[str] = Counter()
+        self._new: Counter[str] = Counter()
+        self._short: dict[str, AlarmKind] = {}
+
+    def take(self, order: DueOrder) -> bool:
+        """Take a place for a cut-off; tell whether there was one."""
+        name, area = order.area, self._areas[order.area]
+        if order.is_first_try and self._new[name] >= area.new_places(self._limits):
+            self._short[name] = AlarmKind.HELD
+            return False
+        if self._taken[name] >= area.places(self._limits):
+            self._short.setdefault(name, AlarmKind.CAPPED)
+            return False
+        self._taken[name] += 1
+        self._new[name] += order.is_first_try
+        return True
+
+    def alarms(self) -> list[SupplyAlarm]:
+        """Return the areas that lacked a place, but for those on hold already."""
+        return [
+            self._alarm(name, self._areas[name], kind)
+            for name, kind in self._short.items()
+            if not self._areas[name].held
+        ]
+
+    def _alarm(self, name: str, area: AreaCount, kind: AlarmKind) -> SupplyAlarm:
+        if kind is AlarmKind.HELD:
+            sent, most = area.hour_sent + self._new[name], self._limits.per_hour_max
+        else:
+            sent, most = area.minute_sent + self._taken[name], self._limits.per_minute_max
+        return SupplyAlarm(area=name, kind=kind, sent=sent, most=most)
 
 
 def hours_at(rules: SupplyRules, now_ms: int, calendar: LocalCalendar) -> HoursOf:
@@ -186,10 +228,20 @@ def hours_at(rules: SupplyRules, now_ms: int, calendar: LocalCalendar) -> HoursO
 
 
 def plan_sends(
-    due: Iterable[DueOrder], *, transports: Collection[str], hours_of: HoursOf, patience: Patience
+    due: Iterable[DueOrder],
+    *,
+    transports: Collection[str],
+    hours_of: HoursOf,
+    patience: Patience,
+    areas: Mapping[str, AreaCount],
+    limits: CutOffLimits,
 ) -> SendPlan:
-    """Decide on due orders, the most urgent first: of one meter, the first that leaves makes the others wait."""
+    """Decide on due orders, the most urgent first: of one meter, the first that leaves makes the others wait.
+
+    `areas` has every area of the cut-offs among them.
+    """
     plan = SendPlan()
+    places = _Places(areas, limits)
     known: dict[str, Hours] = {}
     sent_to: set[int] = set()
     for order in due:
@@ -206,44 +258,14 @@ def plan_sends(
         if waits is not None:
             plan.put_off.append(PutOff(id=order.id, wait_ms=waits[0], why=waits[1]))
             continue
+        if order.is_cut_off and not places.take(order):
+            continue
         plan.send.append(order)
         sent_to.add(order.meter_id)
         if hours is not None and hours.closes_ms is not None:
             plan.closes_ms[order.id] = hours.closes_ms
+    plan.alarms = places.alarms()
     return plan
-
-
-def within_limits(
-    orders: Iterable[DueOrder], areas: Mapping[str, AreaCount], limits: CutOffLimits
-) -> tuple[list[DueOrder], list[SupplyAlarm]]:
-    """Leave out the cut-offs that their area has no place for, and tell of each such area once.
-
-    `areas` has every area of the cut-offs among `orders`. An area that is held already is not told of again.
-    """
-    kept: list[DueOrder] = []
-    taken: Counter[str] = Counter()
-    new: Counter[str] = Counter()
-    over: dict[str, AlarmKind] = {}
-    for order in orders:
-        if order.is_cut_off:
-            area = areas[order.area]
-            if order.is_first_try and new[order.area] >= area.new_places(limits):
-                over[order.area] = AlarmKind.HELD
-                continue
-            if taken[order.area] >= area.places(limits):
-                over.setdefault(order.area, AlarmKind.CAPPED)
-                continue
-            taken[order.area] += 1
-            new[order.area] += order.is_first_try
-        kept.append(order)
-    alarms = [
-        SupplyAlarm(area=name, kind=kind, sent=areas[name].hour_sent + new[name], most=limits.per_hour_max)
-        if kind is AlarmKind.HELD
-        else SupplyAlarm(area=name, kind=kind, sent=areas[name].minute_sent + taken[name], most=limits.per_minute_max)
-        for name, kind in over.items()
-        if not areas[name].held
-    ]
-    return kept, alarms
 
 
 def _wait(

@@ -81,6 +81,16 @@ def family_cpu_seconds(pid: int) -> float | None:
     return _ticks_s(fields[11:15]) + sum(_ticks_s(child[11:13]) for child in children if child and child[1] == str(pid))
 
 
+def machine_cpu_seconds() -> float | None:
+    """Return the processor time that all processes and the system have used so far on all cores."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    # user, nice, system, idle, iowait, irq, softirq; what follows is not ours, or counted already. Source: proc(5).
+    return _ticks_s([*fields[:3], *fields[5:7]])
+
+
 def _stat(pid: int) -> list[str] | None:
     """Return what the system tells of a process from its third field on; None if it has ended."""
     try:

@@ -214,7 +214,12 @@ class Shop:
     async def _is_sold(self, serial: str, message_id: str) -> bool:
         body = {"message_id": message_id, "meter": serial, "amount": format_minor(RECHARGE_MINOR)}
         for _ in range(VEND_TRIES_MAX):
-            answer = await self.http.post("/v1/vends", json=body, timeout=VEND_TIMEOUT_S)
+            try:
+                answer = await self.http.post("/v1/vends", json=body, timeout=VEND_TIMEOUT_S)
+            except httpx.TransportError:
+                # A connection that lay idle was closed as it was used again: the same id brings the same answer.
+                self.repeated += 1
+                continue
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 return answer.status_code == httpx.codes.OK
             self.repeated += 1

@@ -29,7 +29,7 @@ from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
 from db.pool import APPLICATION_ROLE, connect
 from db.supply_rules import rules_in_force
-from headend.dispatch_plan import CutOffLimits, Patience, SendPlan, hours_at, plan_sends, within_limits
+from headend.dispatch_plan import CutOffLimits, Patience, SendPlan, hours_at, plan_sends
 from headend.edges.command_ports import MQTT, NatsCommands, Outgoing, TransportDown, Transports
 from headend.edges.dispatch_metrics import DispatchMetrics
 from headend.edges.due_orders import (
@@ -193,12 +193,13 @@ class Dispatcher:
                 transports=ports.keys(),
                 hours_of=hours_at(rules, now_ms, self._settings.calendar),
                 patience=self._settings.patience,
+                areas=due.areas,
+                limits=self._settings.limits,
             )
-            leaving, alarms = within_limits(plan.send, due.areas, self._settings.limits)
-            raised = await raise_alarms(conn, alarms)
+            raised = await raise_alarms(conn, plan.alarms)
             await put_off(conn, plan.put_off)
             anew = await order_anew(conn, plan.anew)
-            claimed = await claim(conn, [order.id for order in leaving], self._settings.limits)
+            claimed = await claim(conn, [order.id for order in plan.send], self._settings.limits)
         await know_areas(conn, due.new_areas)
         for area, kind in raised:
             _log.warning("cut_offs_held_back", area=area, kind=kind)

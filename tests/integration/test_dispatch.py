@@ -161,7 +161,8 @@ def test_contradicting_meter_waits_visibly(database_url: str, nats: EmbeddedNats
         await street.use(2, 10)
         await _until_waiting(street, "contradicting")
         assert await street.orders() == [("off", "confirmed"), ("off", "pending")]
-        assert len(street.meter.given(OrderKind.SUPPLY)) == 1
+        # Tried again or not, it was given one order.
+        assert len({command.epoch for command in street.meter.given(OrderKind.SUPPLY)}) == 1
         # A recharge waits for nothing.
         await street.site.post(street.home, JournalKind.VEND, 1_000_000)
         await street.until_orders(("off", "confirmed"), ("off", "superseded"), ("on", "confirmed"))

@@ -24,7 +24,7 @@ from db.migrate import migrate, migrations
 from db.named import sql
 from db.order_control import AreaNotHeld, read_open_orders, read_status, release_area
 from db.pool import APPLICATION_ROLE, connect
-from headend.dispatch_plan import CutOffLimits, Hours, Patience, PutOff, Waits, plan_sends, within_limits
+from headend.dispatch_plan import CutOffLimits, Hours, Patience, PutOff, Waits, plan_sends
 from headend.edges.command_ports import Outgoing
 from headend.edges.due_orders import Due, claim, find_due, put_off
 from prepaid.embedded import EmbeddedNats
@@ -78,9 +78,10 @@ async def _round(
         transports={"mqtt"},
         hours_of=lambda category: Hours(allowed=True),
         patience=Patience(grace_ms=0, again_ms=0),
+        areas=due.areas,
+        limits=limits,
     )
-    leaving, _ = within_limits(plan.send, due.areas, limits)
-    return due, [order.id for order in await claim(conn, [order.id for order in leaving], limits)]
+    return due, [order.id for order in await claim(conn, [order.id for order in plan.send], limits)]
 
 
 async def _one(conn: AsyncConnection, query: str) -> Any:  # A column of any type.

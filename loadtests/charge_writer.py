@@ -29,8 +29,9 @@ from db.pool import connect
 from headend.batch_plan import take_columns
 from headend.charge_table import MARK_MS, MARK_WH
 from headend.column_plan import balances_minor
+from headend.edges.batch_writer import BatchWriter
 from headend.edges.cache import StateCache
-from headend.edges.commit import Batch, encode_plan, reconsider, settle_account, write_batch
+from headend.edges.commit import Batch, encode_plan, reconsider, settle_account
 from headend.pipeline import Plan
 from loadtests.known_accounts import known_accounts
 from loadtests.population import OPENED_ON, TARIFF, arrivals, homes, readings_at, serial_of, shards_of
@@ -100,10 +101,12 @@ class ChargeWriter:
     Invariants: writes only under its leases; what it knows of its accounts is that of the last commit.
     """
 
-    def __init__(self, conn: AsyncConnection, settings: WriterSettings, owner: Owner) -> None:
-        self._conn = conn
+    def __init__(self, conns: Sequence[AsyncConnection], settings: WriterSettings, owner: Owner) -> None:
+        self._conn = conns[0]
+        self._conns = conns
         self._settings = settings
         self._owner = owner
+        self._writer = BatchWriter(conns, owner, PostingRules(calendar=settings.calendar))
         self._rules = PostingRules(calendar=settings.calendar)
         self._leases: dict[int, Lease] = {}
         self._cache = StateCache(settings.calendar)
@@ -115,7 +118,8 @@ class ChargeWriter:
     async def open(cls, settings: WriterSettings) -> Self:
         """Take the shards."""
         owner = Owner(role="ingest", name=f"bench-{secrets.token_hex(4)}", lease_s=_LEASE_S)
-        writer = cls(await connect(settings.database_url, application=owner.name), settings, owner)
+        conns = [await connect(settings.database_url, application=owner.name) for _ in range(2)]
+        writer = cls(conns, settings, owner)
         taken = await take_leases(writer._conn, owner, settings.shards)
         assert len(taken) == len(settings.shards), f"leases: expected {settings.shards}, got {taken}"
         writer._leases = {lease.shard: lease for lease in taken}
@@ -151,26 +155,20 @@ class ChargeWriter:
         return int(homes(numbers).credit_minor.sum() - balance_minor.sum())
 
     async def charge(self, arriving: Sequence[ReadingColumns]) -> int:
-        """Write batches, one transaction each, the next planned while the server writes; return how many accounts were
-        locked."""
+        """Write batches, one transaction each, the next planned while the server writes and begun while it commits;
+        return how many accounts were locked."""
         candidates = 0
         for number, columns in enumerate(arriving):
             batch = self._ahead.pop() if self._ahead else self._planned(columns)
             following = arriving[number + 1] if number + 1 < len(arriving) else None
-            await write_batch(
-                self._conn,
-                batch,
-                owner=self._owner,
-                leases=self._leases,
-                rules=self._rules,
-                meanwhile=partial(self._plan_ahead, batch, following),
-            )
+            await self._writer.write(batch, self._leases, partial(self._plan_ahead, batch, following))
             if not self._ahead:
                 self._cache.adopt(batch.made)
             for ahead in self._ahead:
                 reconsider(ahead, batch.amended)
             self._cache.amend(batch.amended)
             candidates += len(batch.made.candidates)
+        await self._writer.settle()
         return candidates
 
     def _plan_ahead(self, batch: Batch, following: ReadingColumns | None) -> None:
@@ -205,12 +203,14 @@ class ChargeWriter:
 
     async def flush_statistics(self) -> None:
         """Let the server's counters show what this session has done."""
-        await self._conn.execute("select pg_stat_force_next_flush()")
+        for conn in self._conns:
+            await conn.execute("select pg_stat_force_next_flush()")
 
     async def close(self) -> None:
         """Give the shards back."""
         await release_leases(self._conn, self._owner)
-        await self._conn.close()
+        for conn in self._conns:
+            await conn.close()
 
 
 def write_until_closed(settings: WriterSettings, pipe: Connection) -> None:

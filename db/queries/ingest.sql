@@ -19,10 +19,11 @@ update shard_leases set expires_at = clock_timestamp() + %(lease_s)s * interval 
     backend_pid = pg_backend_pid()
 where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[shard + 1]
 
--- hold_leases: lock the leases of a batch; fewer rows than shards means that another owner has one
+-- hold_leases: lock the leases of a batch, of which an owner may have two at a time; fewer rows than shards means that
+-- another owner has one
 select shard from shard_leases
 where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[shard + 1]
-order by shard for no key update
+order by shard for share
 
 -- release_leases: give shards back at a clean stop
 update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null

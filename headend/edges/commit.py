@@ -6,8 +6,9 @@ refers to them; the batch never waits for an account, it leaves the busy ones to
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psycopg import AsyncConnection
@@ -68,11 +69,12 @@ class Batch:
 
 
 def encode_plan(made: Plan) -> Batch:
-    """Encode what was planned in columns and one by one."""
+    """Encode."""
     parts = [columns_from_rows(made.rows)] if made.rows else []
     if made.ordinary is not None and len(made.ordinary.columns):
         parts.append(made.ordinary.columns)
-    return Batch(made=made, encoded=encode_readings(concatenate(parts).sorted_by_meter()) if parts else None)
+    encoded = encode_readings(concatenate(parts).sorted_by_meter()) if parts else None
+    return Batch(made=made, encoded=encoded)
 
 
 def reconsider(batch: Batch, amended: Mapping[str, AccountState]) -> None:
@@ -91,6 +93,25 @@ def reconsider(batch: Batch, amended: Mapping[str, AccountState]) -> None:
             batch.made.candidates.discard(account.id)
 
 
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """A batch's place among those that one owner writes on connections of its own.
+
+    Before its turn, while `earlier` is not committed, a batch holds its leases, locks accounts that nobody holds and
+    copies readings that are new: nothing in which two batches could wait for each other. Invariants: `ready` is set
+    when all that it leaves is known, so that the next may begin; never set where only the commit tells.
+    """
+
+    earlier: Awaitable[None] | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def come(self) -> None:
+        """Wait until the batch before is committed. Raises: what that one failed with."""
+        if self.earlier is not None:
+            earlier, self.earlier = self.earlier, None
+            await earlier
+
+
 async def write_batch(
     conn: AsyncConnection,
     batch: Batch,
@@ -99,14 +120,15 @@ async def write_batch(
     leases: Mapping[int, Lease],
     rules: PostingRules,
     meanwhile: Callable[[], None] | None = None,
+    turn: Turn | None = None,
 ) -> None:
     """Write a batch in one transaction under its leases.
 
     `meanwhile` is called while the server writes, unless what the batch leaves has to be learnt from the database: it
     may plan the next batch as if this one were committed. Raises: LeaseLost; psycopg.errors.UniqueViolation when a
-    reading planned as new is stored already.
+    reading planned as new is stored already; what the batch of the turn before failed with.
     """
-    made = batch.made
+    made, turn = batch.made, turn or Turn()
     standings, now_ms = _standings(made), rules.clock()
     # What becomes of late readings, and so who has to be looked at, is known only after a look at the database.
     early = sorted(made.candidates) if not made.late else []
@@ -118,9 +140,21 @@ async def write_batch(
         if claim:
             claimed = await take_claim(claim)
         simple = not made.late and not made.segments and claimed.free == claimed.numbers.keys()
+        crossings = [
+            decide_known(standings[account_id], claimed, rules=rules, now_ms=now_ms) for account_id in claimed.numbers
+        ]
+        _amend(batch, crossings)
+
+        def copied() -> None:
+            if simple and meanwhile:
+                meanwhile()
+            if simple and _only_reads(made):
+                turn.ready.set()
+
         await _write_segments(conn, made)
         if batch.encoded is not None:
-            await copy_encoded(conn, batch.encoded, meanwhile if simple else None)
+            await copy_encoded(conn, batch.encoded, copied)
+        await turn.come()
         if made.late:
             await _write_late(conn, made, rules)
             claimed = await take_claim(await send_claim(conn, sorted(made.candidates), {}))
@@ -128,7 +162,8 @@ async def write_batch(
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
         await store_events(conn, made.events, now_ms=now_ms)
-        crossings, prepayments, views = await _decide(conn, made, standings, claimed, rules, now_ms)
+        looked_at, views = await _look(conn, made, sorted(claimed.free - claimed.numbers.keys()), rules, now_ms)
+        prepayments = await _prepayments(conn, claimed, looked_at)
         for account_id in sorted(made.candidates - claimed.free):
             late_ms = made.late_since_ms.get(account_id)
             await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
@@ -136,8 +171,17 @@ async def write_batch(
         if made.late:
             await add_counts(conn, leases, made.counts)
         async with transaction.closing():
+            crossings += looked_at
             written = await send_crossings(conn, crossings, prepayments, cause="reading", now_ms=now_ms)
+            if simple:
+                turn.ready.set()
     await _remember(batch, written, views, rules)
+
+
+def _only_reads(made: Plan) -> bool:
+    """Tell whether a batch, after its readings, touches nothing but accounts that it has locked: no other can be in its
+    way."""
+    return not (made.relays or made.replies or made.events)
 
 
 async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
@@ -243,57 +287,59 @@ def _standings(made: Plan) -> dict[int, Standing]:
     }
 
 
-async def _decide(
-    conn: AsyncConnection,
-    made: Plan,
-    standings: Mapping[int, Standing],
-    claimed: Claimed,
-    rules: PostingRules,
-    now_ms: int,
-) -> tuple[list[Crossing], dict[int, Prepayment], dict[int, AccountView]]:
-    """Compare locked candidates with their levels; those that are not as they were known are looked at first.
+async def _look(
+    conn: AsyncConnection, made: Plan, ids: Sequence[int], rules: PostingRules, now_ms: int
+) -> tuple[list[Crossing], dict[int, AccountView]]:
+    """Compare locked accounts that are not as they were known with their levels; also return what was seen of them.
 
-    Of these, one whose readings move what is closed is posted on its own. Also returns what is needed to tell of a
-    cut-off, and the accounts looked at.
+    One whose readings move what is closed is posted on its own.
     """
-    crossings = [
-        decide_known(standings[account_id], claimed, rules=rules, now_ms=now_ms) for account_id in claimed.numbers
-    ]
-    changed = sorted(claimed.free - claimed.numbers.keys())
-    if not changed:
-        return crossings, dict(claimed.prepayments), {}
+    if not ids:
+        return [], {}
     await conn.execute(sql("plan_each"))
-    views = await look(conn, changed, rules.calendar)
+    views = await look(conn, ids, rules.calendar)
+    crossings = []
     for account_id, view in sorted(views.items()):
         since_ms = made.late_since_ms.get(account_id)
         if may_move_closed_edges(view, since_ms, rules.calendar):
             await post_readings(conn, view, late_since_ms=since_ms, rules=rules, now_ms=now_ms)
-            continue
-        crossings.append(decide_looked_at(view, rules=rules, now_ms=now_ms))
-    told = [each.standing.account_id for each in crossings if threatens(each.decision)]
-    return crossings, await prepayments_of(conn, dict.fromkeys(told)) if told else {}, views
+        else:
+            crossings.append(decide_looked_at(view, rules=rules, now_ms=now_ms))
+    return crossings, views
+
+
+async def _prepayments(conn: AsyncConnection, claimed: Claimed, looked_at: Sequence[Crossing]) -> dict[int, Prepayment]:
+    """Return what is needed to tell consumers what restores their supply."""
+    told = [each.standing.account_id for each in looked_at if threatens(each.decision)]
+    return {**claimed.prepayments, **(await prepayments_of(conn, dict.fromkeys(told)) if told else {})}
+
+
+def _amend(batch: Batch, crossings: Sequence[Crossing]) -> None:
+    """Keep what crossings change of accounts that are as they were known: each would be one again otherwise."""
+    for each in crossings:
+        assert batch.made.ordinary is not None, "what is known stands in columns"
+        meter = batch.made.ordinary.crossed[each.standing.account_id].meter
+        batch.amended[meter.serial] = replace(
+            meter.account,
+            levels=each.decision.levels,
+            version=each.version,
+            told=each.told,
+            held=each.held,
+            waits=each.decision.waits,
+        )
 
 
 async def _remember(batch: Batch, written: Written, views: Mapping[int, AccountView], rules: PostingRules) -> None:
-    """Keep what crossings have changed: else each would be one again until the feed is read."""
+    """Keep what crossings have changed of accounts that were looked at."""
+    if not views:
+        return
     orders = await written.open_orders()
-    crossed = {} if batch.made.ordinary is None else batch.made.ordinary.crossed
     for each in written.crossings:
-        account_id, levels = each.standing.account_id, each.decision.levels
-        order = orders.get(account_id)
-        if account_id in views:
-            after = replace(views[account_id], levels=levels, version=each.version, open_order=order)
+        view = views.get(each.standing.account_id)
+        if view is not None:
+            order = orders.get(view.id)
+            after = replace(view, levels=each.decision.levels, version=each.version, open_order=order)
             batch.made.states[after.meter.serial] = state_from_view(after, rules.calendar)
-            continue
-        meter = crossed[account_id].meter
-        batch.amended[meter.serial] = replace(
-            meter.account,
-            levels=levels,
-            version=each.version,
-            told=order.relay if order else None,
-            held=bool(order and order.held),
-            waits=each.decision.waits,
-        )
 
 
 def _quarantine_rows(held: Sequence[Held]) -> list[QuarantineRow]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 Int64Column = npt.NDArray[np.int64]
 
 # In the place of a value that a meter did not send. No channel can hold it: the widest are 64-bit registers, of which
-# the decoders take 0 and more only, and every other channel is 32 bits wide.
+# the decoders take -2**62 and more only, and every other channel is 32 bits wide.
 ABSENT: Final = -(2**63)
 # What may be absent, in the order of `ReadingRow` and of COPY.
 CHANNELS: Final = ("export_wh", "voltage_mv", "current_ma", "power_w", "pf_milli", "freq_mhz")

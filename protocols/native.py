@@ -24,6 +24,7 @@ EVENTS_MAX: Final = 64  # Event ids are 1 to 302; more than 64 different ones ne
 TIME_MS_MAX: Final = 253_402_300_799_999  # The last millisecond of year 9999, the end of Python's calendar.
 INT64_MAX: Final = 2**63 - 1
 LIMIT_W_MAX: Final = 100_000_000  # The largest sanctioned load of an account: 100 MW.
+_JSON_FIRST_BYTE_MAX: Final = b"\x7f"  # JSON is UTF-8 and begins with ASCII; the compact form does not.
 _ERROR_SHOWN_MAX: Final = 200  # A parser's complaint may quote the payload; a message shows a line's worth.
 
 
@@ -41,6 +42,7 @@ class OrderKind(Enum):
     SUPPLY = "supply"
     ALARM = "alarm"
     THRESHOLD = "threshold"
+    READ = "read"
 
 
 class ReplyResult(Enum):
@@ -52,8 +54,8 @@ class ReplyResult(Enum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
+# A struct, since every reading makes one: 0.4 us instead of the 2.3 of a frozen dataclass (2026-11-22).
+class Readings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The readings of one message as columns.
 
     Invariants: every list has the same length, at least one, one entry per reading; `read_at_ms` ascends and
@@ -114,8 +116,8 @@ class Command:
     """One order to a meter.
 
     Invariants: SUPPLY names a relay position; ALARM names a level; a THRESHOLD without `threshold_minor`
-    clears the stored one. `limit_w` is given exactly with relay LIMITED. `balance_minor` is the account's truth
-    when the command was sent.
+    clears the stored one. `limit_w` is given exactly with relay LIMITED. READ alone names the span, ends included,
+    whose stored readings are to be sent again. `balance_minor` is the account's truth when the command was sent.
     """
 
     order_id: int
@@ -127,6 +129,8 @@ class Command:
     threshold_minor: int | None
     expires_at_ms: int
     limit_w: int | None = None
+    read_from_ms: int | None = None
+    read_to_ms: int | None = None
 
 
 Uplink = Readings | MeterEvent | CommandReply
@@ -135,6 +139,8 @@ _Serial = Annotated[str, Meta(min_length=1, max_length=32)]
 _TimeMs = Annotated[int, Meta(ge=0, le=TIME_MS_MAX)]
 _Count = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 _Register = Annotated[int, Meta(ge=0, le=INT64_MAX)]
+# A meter that sends a register below 0 is faulty, its frame is not: validation names it. No 64-bit sum overflows.
+_ImportRegister = Annotated[int, Meta(ge=-(2**62), le=INT64_MAX)]
 _Minor = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
 # Measured channels are stored in 32 bits: two million volts or amperes are beyond any meter.
 _Measured = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -143,13 +149,14 @@ _Events = Annotated[list[_EventCode], Meta(max_length=EVENTS_MAX)]
 _Level = Annotated[str, Meta(min_length=1, max_length=32)]
 _Limit = Annotated[int, Meta(ge=1, le=LIMIT_W_MAX)]
 _RegisterList = Annotated[list[_Register | None], Meta(min_length=1, max_length=BLOCK_INTERVALS_MAX)]
+_ImportList = Annotated[list[_ImportRegister | None], Meta(min_length=1, max_length=BLOCK_INTERVALS_MAX)]
 _MeasuredList = Annotated[list[_Measured | None], Meta(max_length=BLOCK_INTERVALS_MAX)]
 
 
 class _Block(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     at: _TimeMs
     step_s: Annotated[int, Meta(ge=1, le=BLOCK_STEP_S_MAX)]
-    import_wh: _RegisterList
+    import_wh: _ImportList
     export_wh: _RegisterList | None = None
     voltage_mv: _MeasuredList | None = None
     current_ma: _MeasuredList | None = None
@@ -164,7 +171,7 @@ class _ReadingPayload(msgspec.Struct, frozen=True, gc=False, omit_defaults=True)
     seq: _Count | None = None
     clock: _TimeMs | None = None
     at: _TimeMs | None = None
-    import_wh: _Register | None = None
+    import_wh: _ImportRegister | None = None
     export_wh: _Register | None = None
     voltage_mv: _Measured | None = None
     current_ma: _Measured | None = None
@@ -210,6 +217,8 @@ class _CommandPayload(msgspec.Struct, frozen=True, gc=False, omit_defaults=True)
     limit_w: _Limit | None = None
     balance_minor: _Minor | None = None
     threshold_minor: _Minor | None = None
+    read_from: _TimeMs | None = msgspec.field(default=None, name="from")
+    read_to: _TimeMs | None = msgspec.field(default=None, name="to")
 
 
 _READING_DECODER: Final = msgspec.json.Decoder(_ReadingPayload)
@@ -221,11 +230,17 @@ _Payload = TypeVar("_Payload")
 
 
 def decode_uplink(topic: str, payload: bytes) -> Uplink:
-    """Decode what a meter published.
+    """Decode what a meter published, in JSON or in the compact form.
 
-    Raises: Malformed when topic, size, JSON, a range or the payload's serial is wrong.
+    Raises: Malformed when topic, size, JSON, a range or the payload's serial is wrong; IntegrityFailed when the
+    check value of a compact frame is.
     """
     serial, level = split_topic(topic)
+    if payload[:1] > _JSON_FIRST_BYTE_MAX:
+        # Imported when the first one comes: the compact form is told in the facts of this module.
+        from protocols.compact import decode_compact
+
+        return decode_compact(serial, level, payload)
     if level == "rd":
         return _readings(serial, _parsed(_READING_DECODER, payload, topic))
     if level == "ev":
@@ -300,6 +315,8 @@ def encode_command(command: Command) -> bytes:
             level=command.level,
             balance_minor=command.balance_minor,
             threshold_minor=_complete(command).threshold_minor,
+            read_from=command.read_from_ms,
+            read_to=command.read_to_ms,
         )
     )
 
@@ -321,6 +338,8 @@ def decode_command(payload: bytes) -> Command:
             threshold_minor=frame.threshold_minor,
             expires_at_ms=frame.expires,
             limit_w=frame.limit_w,
+            read_from_ms=frame.read_from,
+            read_to_ms=frame.read_to,
         )
     )
 
@@ -440,6 +459,13 @@ def _complete(command: Command) -> Command:
     if (command.relay is Relay.LIMITED) != (command.limit_w is not None):
         got = f"{'no' if command.limit_w is None else 'a'} limit_w"
         raise Malformed(f"command: expected limit_w with relay limited alone, got {got}, order {command.order_id}")
+    begins_ms, ends_ms = command.read_from_ms, command.read_to_ms
+    if command.kind is OrderKind.READ and (begins_ms is None or ends_ms is None or begins_ms > ends_ms):
+        raise Malformed(
+            f"read command: expected from up to to, got {begins_ms} and {ends_ms}, order {command.order_id}"
+        )
+    if command.kind is not OrderKind.READ and (begins_ms, ends_ms) != (None, None):
+        raise Malformed(f"command: expected from and to with kind read alone, order {command.order_id}")
     return command
 
 

@@ -91,16 +91,20 @@ REPLIES = st.builds(
 def commands(draw: st.DrawFn) -> Command:
     """Draw a command that has what its kind and its relay need."""
     relay = draw(st.sampled_from(Relay))
+    kind = draw(st.sampled_from(OrderKind))
+    span = sorted([draw(TIMES), draw(TIMES)]) if kind is OrderKind.READ else (None, None)
     return Command(
         order_id=draw(COUNTS),
         epoch=draw(COUNTS),
-        kind=draw(st.sampled_from(OrderKind)),
+        kind=kind,
         relay=relay,
         level=draw(st.text(min_size=1, max_size=32)),
         balance_minor=draw(st.none() | MINOR),
         threshold_minor=draw(st.none() | MINOR),
         expires_at_ms=draw(TIMES),
         limit_w=draw(st.integers(1, LIMIT_W_MAX)) if relay is Relay.LIMITED else None,
+        read_from_ms=span[0],
+        read_to_ms=span[1],
     )
 
 
@@ -282,7 +286,7 @@ def test_reading_with_a_repeated_field_takes_the_last() -> None:
         {"at": TIME_MS_MAX + 1},
         {"at": "2025-11-21T10:00:00Z"},
         {"import_wh": None},
-        {"import_wh": -1},
+        {"import_wh": -(2**62) - 1},
         {"import_wh": INT64_MAX + 1},
         {"import_wh": 1.5},
         {"import_wh": "12"},
@@ -325,7 +329,7 @@ def test_block_with_a_missing_interval_skips_it_in_every_column() -> None:
         {"import_wh": []},
         {"import_wh": [None, None]},
         {"import_wh": list(range(BLOCK_INTERVALS_MAX + 1))},
-        {"import_wh": [1, -2, 3]},
+        {"import_wh": [1, -(2**62) - 1, 3]},
         {"voltage_mv": [1, 2]},
         {"export_wh": [1, 2, 3, 4]},
         {"step_s": 0},

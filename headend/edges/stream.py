@@ -1,117 +1,89 @@
-"""The durable stream between meters and ingest: prepared here, read here, acknowledged here.
+"""The durable stream between meters and ingest: read here, acknowledged here.
 
 Enters what meters published over MQTT and the broker stored in `$MQTT_msgs`; leaves `StreamMessage`s in stream
 order per shard. A message is acknowledged only when the caller says so, after its commit; until then the
-broker delivers it again every `ack_wait`. Nothing here decodes a payload or knows the database.
+broker delivers it again every `ack_wait`. Nothing here decodes a payload or knows the database. What the stream is
+made of, and must be made before, stands in `headend.edges.stream_setup`.
 
-The stream has interest retention: what no durable consumer asks for is dropped although the meter was told
-it is stored. So `prepare_stream` must have run before any meter may connect, and shards and leftovers
-together ask for every subject there is.
-
-Subjects. The broker maps `amr.<serial>.rd` to eight levels, `amr.<shard>.<serial>.rd.-.-.-.-`, and pushes any
-other eight-level subject to nine. So the shards have a depth of their own that no client can publish to, and
-the leftovers can ask for all other depths without overlap. A shorter form leaves a hole: with four levels,
-`amr.<shard>.<serial>.rd`, a prefixed topic such as `/amr/M1/rd` is acknowledged to the meter and dropped, since a
-filter cannot say "four levels, but not below amr". A mapping must keep the head of a subject: the broker applies
-it again to `$MQTT.msgs.` + six levels on the way into the stream.
-Source: experiments on NATS server 2.15.1, 2026-11-21; tests/integration/test_stream.py repeats them.
+The way of a message is short, since it is gone by every single reading: `headend.edges.nats_wire` delivers all that one
+read of the socket has brought, they go into their lanes without a task or a wait, and a batch is acknowledged by one
+write.
 """
 
 import asyncio
-import json
 import math
-import re
 import time
-import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar, Final
+from typing import Final, NamedTuple
 
-import aiomqtt
 import msgspec
-import nats.errors
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import NotFoundError
-from nats.protocol import parser as nats_parser
 
-from protocols.topics import SHARDS
+from headend.edges.nats_wire import NatsWire
+from headend.edges.stream_setup import (
+    DEPTH,
+    LEFTOVERS,
+    PUSHED,
+    SHARD_CONSUMERS,
+    STREAM,
+    SUBJECT_MAPPINGS,
+    SUBJECT_PREFIX,
+    UNACKNOWLEDGED_MAX,
+    StreamError,
+    StreamUnavailable,
+    consumer_of,
+    prepare_stream,
+)
+from headend.nats_frames import Delivered, status_of
 
-STREAM: Final = "$MQTT_msgs"
-LEFTOVERS: Final = "leftovers"
-_SUBJECT_PREFIX: Final = "$MQTT.msgs."
-_DEPTH: Final = 8  # Levels of a shard's subject.
-_FILLER: Final = ".-" * (_DEPTH - 4)
-# "/" inside a level cannot come from an MQTT topic: the broker turns it into ".", and "." into "//".
-_PUSHED: Final = "x/x"
+__all__ = [
+    "SUBJECT_MAPPINGS",
+    "UNACKNOWLEDGED_MAX",
+    "Delivery",
+    "StreamError",
+    "StreamMessage",
+    "StreamReader",
+    "StreamUnavailable",
+    "parse_reply",
+    "prepare_stream",
+    "stream_backlog",
+    "topic_of",
+]
 
-SUBJECT_MAPPINGS: Final[dict[str, str]] = {
-    **{
-        f"amr.*.{kind}": f"amr.{{{{partition({SHARDS},1)}}}}.{{{{wildcard(1)}}}}.{kind}{_FILLER}"
-        for kind in ("rd", "ev")
-    },
-    ".".join("*" * _DEPTH): "".join(f"{{{{wildcard({level})}}}}." for level in range(1, _DEPTH + 1)) + _PUSHED,
-}
-
-# One shard may hold a whole backlog: two batches of 20,000 messages, one committing and one decoding, and what
-# is buffered here (1,000) stay unacknowledged at once; 41,000 rounded up.
-UNACKNOWLEDGED_MAX: Final = 50_000
-# Buffered or on the way, shared by the consumers: as much again as a batch of 2,000. Both together are 96,000
-# readings in daily blocks, which ingest stores in 3 s: well inside `ack_wait`, or the broker would send them twice.
-_BUFFER_MESSAGES_MAX: Final = 2_000
+# Buffered or on the way, shared by the consumers: two batches of 2,000, since a batch takes from some lanes more than
+# from others; at 2,000 a lane was empty at times while the next batch was taken. With the batches being written and
+# decoded that is 8,000 messages, or 384,000 readings in half-hourly blocks, which ingest stores in 4 s: inside
+# `ack_wait`, and `in_progress` prolongs what takes longer, or the broker would send them twice.
+_BUFFER_MESSAGES_MAX: Final = 4_000
 # 33 x 3 MiB bound the worst case at 99 MiB; half of it still holds the largest message (1 MiB).
 _BUFFER_BYTES_MAX: Final = 3 * 2**20
 _PULL_EXPIRES_S: Final = 2.0  # A paused owner's request lapses well before a lease (10 s) does.
 _PULL_LOST_S: Final = 0.5  # After that much more the broker's word of expiry is not coming.
 _RENEW_EVERY_S: Final = 0.25  # Eight looks in the life of a request.
-_CONNECT_TIMEOUT_S: Final = 15.0
-_REQUEST_TIMEOUT_S: Final = 5
-_RECONNECT_WAIT_S: Final = 1  # Constant: one attempt a second a process, for as long as it runs.
-_PING_EVERY_S: Final = 2  # Twice unanswered: a frozen broker or a half-open connection is noticed in 6 s.
-_WRITE_BUFFER_BYTES_MAX: Final = 16 * 2**20  # Acknowledgements of 100,000 messages while the broker is away.
+_NOBODY_WAIT_S: Final = 1.0  # A cluster without a leader is asked again once a second and consumer.
+_REQUEST_TIMEOUT_S: Final = 5.0
+_IN_PROGRESS_PARTS: Final = 4  # After a quarter of `ack_wait`: three more are left for the batch that is written.
 # Redelivery follows a timer of the broker that may run late under load.
 _REDELIVERY_MARGIN_S: Final = 0.5
 _REDELIVERY_POLL_S: Final = 0.1
-_PREPARE_TRIES_MAX: Final = 10  # At 0.5 s: a cluster elects a leader within 5 s.
-_PREPARE_WAIT_S: Final = 0.5
-_ACK: Final = b"+ACK"
-_IN_PROGRESS: Final = b"+WPI"
-_REFUSE: Final = b"-NAK"
+_ACK: Final = "+ACK"
+_IN_PROGRESS: Final = "+WPI"
+_REFUSE: Final = "-NAK"
 # Not at once: our own last request may still be open and would be given the same message again and again.
-_REFUSE_LATER: Final = b'-NAK {"delay": %d}' % int(_PULL_EXPIRES_S * 1e9)
-
-# The broker takes a vertical tab in a topic; nats-py would end the subject there and drop the connection, again at
-# every redelivery. Its patterns are asserted, so that a new version of it cannot undo this unseen.
-for _name in ("MSG_RE", "HMSG_RE"):
-    _subject_pattern = getattr(nats_parser, _name).pattern
-    assert rb"[^\s]+" in _subject_pattern, f"nats-py {_name}: expected subjects as [^\\s]+, got {_subject_pattern!r}"
-    setattr(nats_parser, _name, re.compile(_subject_pattern.replace(rb"[^\s]+", rb"[^ \t\r\n]+")))
+_REFUSE_LATER: Final = f'-NAK {{"delay": {int(_PULL_EXPIRES_S * 1e9)}}}'
 
 _log = structlog.get_logger(__name__)
 
 
-class StreamError(Exception):
-    """Base of what goes wrong with the stream; `code` is stable."""
-
-    code: ClassVar[str] = "stream_error"
-
-
-class StreamUnavailable(StreamError):
-    """The broker does not answer; try again. Nothing is lost: what is unacknowledged comes again."""
-
-    code: ClassVar[str] = "stream_unavailable"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamMessage:
+class StreamMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One publish of a meter, as stored.
 
-    Invariants: `stream_seq` identifies it for ever; `shard` is None for leftovers; `topic` is as published.
+    Invariants: `stream_seq` identifies it for ever; `shard` is None for leftovers; `topic` is as published; `arrived_s`
+    is when it came here, by our steady clock.
     """
 
     shard: int | None
@@ -121,10 +93,10 @@ class StreamMessage:
     stored_at_ms: int
     redelivered: bool
     reply: str
+    arrived_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(NamedTuple):
     """What the broker writes into the reply subject of a delivered message."""
 
     consumer: str
@@ -160,24 +132,6 @@ class _ConsumerInfo(msgspec.Struct):
     ts: datetime | None = None
 
 
-async def prepare_stream(nats_url: str, mqtt_host: str, mqtt_port: int, *, ack_wait_s: float) -> None:
-    """Make the stream and its 33 durable consumers, or bring them up to date; keeps what is stored.
-
-    `nats_url` may name several servers of one cluster, with commas.
-    Raises: StreamUnavailable.
-    """
-    client = await _connect(nats_url)
-    try:
-        await _ensure_stream(client, mqtt_host, mqtt_port)
-        context = client.jetstream(timeout=_REQUEST_TIMEOUT_S)
-        for config in _consumers(ack_wait_s):
-            await context.add_consumer(STREAM, config)
-    except (nats.errors.Error, TimeoutError, aiomqtt.MqttError) as error:
-        raise StreamUnavailable(f"cannot prepare {STREAM}: {error!r}") from error
-    finally:
-        await client.close()
-
-
 class StreamReader:
     """Reads the consumers of the shards this process owns, through one connection.
 
@@ -186,13 +140,13 @@ class StreamReader:
     somebody takes; no message is acknowledged unless the caller says so, except copies of our own commands.
     """
 
-    def __init__(self, client: Client, *, ack_wait_s: float) -> None:
-        """Wrap a connected client; use `connect`."""
-        self._client = client
+    def __init__(self, *, ack_wait_s: float) -> None:
+        """Hold no connection yet; use `connect`."""
+        self._wire: NatsWire
         self._ack_wait_s = ack_wait_s
         self._lanes: dict[str, _Lane] = {}
-        self._inbox = client.new_inbox()
         self._arrived = asyncio.Event()
+        self._prolonged: dict[int, float] = {}
         self._wanted_until_s = 0.0
         self._look_again = False
         self._turn = 0
@@ -204,26 +158,26 @@ class StreamReader:
 
         Raises: StreamUnavailable if the first connection fails.
         """
-        client = Client()
-        reader = cls(client, ack_wait_s=ack_wait_s)
-        await _connect(nats_url, client=client, reconnected=reader._after_reconnect)
+        reader = cls(ack_wait_s=ack_wait_s)
         try:
-            inbox = await client.subscribe(f"{reader._inbox}.*", cb=reader._arrive)
-            try:
-                yield reader
-            finally:
-                with suppress(nats.errors.Error, TimeoutError):
-                    await inbox.unsubscribe()
-                    await reader._refuse(reader._lanes.values(), _REFUSE)
+            reader._wire = wire = NatsWire(nats_url, arrived=reader._arrive, reconnected=reader._after_reconnect)
+            await wire.open()
+        except ConnectionError as error:
+            raise StreamUnavailable(str(error)) from error
+        try:
+            yield reader
         finally:
-            await client.close()
+            with suppress(OSError, TimeoutError):
+                await wire.deafen(timeout_s=_REQUEST_TIMEOUT_S)
+                await reader._refuse(reader._lanes.values(), _REFUSE)
+            await wire.close()
 
     async def own(self, shards: set[int], leftovers: bool) -> None:
         """Read these shards from now on; untaken messages of others go back to the broker.
 
         Taken ones stay the caller's to acknowledge. Call `await_redelivery` first for shards new to us.
         """
-        wanted: dict[str, int | None] = {_shard_consumer(shard): shard for shard in sorted(shards)}
+        wanted: dict[str, int | None] = {consumer_of(shard): shard for shard in sorted(shards)}
         if leftovers:
             wanted[LEFTOVERS] = None
         left = [self._lanes.pop(name) for name in list(self._lanes) if name not in wanted]
@@ -242,9 +196,11 @@ class StreamReader:
             if self._look_again:
                 await self._hold_back()
             self._arrived.clear()
-            await self._renew(self._lanes.values())
-            if any(lane.buffer for lane in self._lanes.values()):
-                return self._drain(messages_max=messages_max, bytes_max=bytes_max)
+            taken = self._drain(messages_max=messages_max, bytes_max=bytes_max)
+            # What was taken makes room: the next is on its way while this is worked on.
+            self._renew(self._lanes.values())
+            if taken:
+                return taken
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return []
@@ -254,9 +210,11 @@ class StreamReader:
     def take_here(self, *, messages_max: int, bytes_max: int) -> list[StreamMessage]:
         """Give what is here, up to the caps, without waiting; nothing while the order has to be looked at first."""
         self._wanted_until_s = time.monotonic() + _PULL_EXPIRES_S
-        if self._look_again or not any(lane.buffer for lane in self._lanes.values()):
+        if self._look_again:
             return []
-        return self._drain(messages_max=messages_max, bytes_max=bytes_max)
+        taken = self._drain(messages_max=messages_max, bytes_max=bytes_max)
+        self._renew(self._lanes.values())
+        return taken
 
     async def acknowledge(self, messages: Sequence[StreamMessage]) -> None:
         """Tell the broker to forget these; call after the commit that stored them.
@@ -266,20 +224,31 @@ class StreamReader:
         """
         await self._answer(messages, _ACK)
         for message in messages:
-            lane = self._lanes.get(_consumer_of(message.shard))
+            lane = self._lanes.get(consumer_of(message.shard))
             if lane is not None:
                 lane.unacknowledged.discard(message.stream_seq)
 
     async def in_progress(self, messages: Sequence[StreamMessage]) -> None:
-        """Ask for another `ack_wait` for these, as a batch takes longer than that."""
-        await self._answer(messages, _IN_PROGRESS)
+        """Ask for another `ack_wait` for these, and for what is buffered behind them, as a batch may take that long.
+
+        Sent only for what has waited a part of it: without need, it costs the broker 4 us a message (2026-11-22).
+        """
+        now_s = time.monotonic()
+        before_s = now_s - self._ack_wait_s / _IN_PROGRESS_PARTS
+        told = [*messages, *(message for lane in self._lanes.values() for message in lane.buffer)]
+        old = [message for message in told if message.arrived_s <= before_s]
+        since_s = {message.stream_seq: self._prolonged.get(message.stream_seq, message.arrived_s) for message in old}
+        aged = [message for message in old if since_s[message.stream_seq] <= before_s]
+        # What is no longer in our hands is forgotten with this.
+        self._prolonged = since_s | {message.stream_seq: now_s for message in aged}
+        await self._answer(aged, _IN_PROGRESS)
 
     async def pending_elsewhere(self, shard: int) -> int:
         """Count messages of a shard that were delivered, not acknowledged, and are not in our hands.
 
         Raises: StreamUnavailable.
         """
-        name = _shard_consumer(shard)
+        name = consumer_of(shard)
         info = await self._info(name)
         return max(0, info.num_ack_pending - self._in_hand(name))
 
@@ -291,7 +260,7 @@ class StreamReader:
         Raises: StreamUnavailable.
         """
         bound_s = time.monotonic() + self._ack_wait_s + _REDELIVERY_MARGIN_S
-        names = [_shard_consumer(shard) for shard in shards]
+        names = [consumer_of(shard) for shard in shards]
         while names:
             due_in_s = max(await asyncio.gather(*(self._due_in_s(name) for name in names)))
             left_s = min(due_in_s, bound_s - time.monotonic())
@@ -299,55 +268,69 @@ class StreamReader:
                 return
             await asyncio.sleep(min(left_s, _REDELIVERY_POLL_S))
 
-    async def _arrive(self, message: Msg) -> None:
-        if not message.reply:
-            self._end_request(message)
-            return
-        delivery = parse_reply(message.reply)
-        lane = self._lanes.get(delivery.consumer)
-        if lane is None:
-            await self._client.publish(message.reply, _REFUSE_LATER)
-            return
-        lane.awaited -= 1
-        topic = topic_of(message.subject)
-        if lane.shard is None and _is_command(topic):
-            # The broker keeps a copy of every command we publish; it is no news to ourselves.
-            await self._client.publish(message.reply, _ACK)
-        else:
+    def _arrive(self, deliveries: Sequence[Delivered]) -> None:
+        """Put what has come into its lanes, and ask again where all that was asked for is here."""
+        now_s = time.monotonic()
+        answers: list[str] = []
+        ended: list[_Lane] = []
+        for delivered in deliveries:
+            if not delivered.reply:
+                self._end_request(delivered)
+                continue
+            reply = delivered.reply.decode()
+            delivery = parse_reply(reply)
+            lane = self._lanes.get(delivery.consumer)
+            if lane is None:
+                answers.append(_answer_frame(reply, _REFUSE_LATER))
+                continue
+            lane.awaited -= 1
+            if lane.awaited <= 0:
+                ended.append(lane)
+            topic = topic_of(delivered.subject.decode())
+            if lane.shard is None and _is_command(topic):
+                # The broker keeps a copy of every command we publish; it is no news to ourselves.
+                answers.append(_answer_frame(reply, _ACK))
+                continue
             lane.buffer.append(
                 StreamMessage(
                     shard=lane.shard,
                     topic=topic,
-                    payload=message.data,
+                    payload=delivered.payload,
                     stream_seq=delivery.stream_seq,
                     stored_at_ms=delivery.stored_at_ns // 1_000_000,
                     redelivered=delivery.deliveries > 1,
-                    reply=message.reply,
+                    reply=reply,
+                    arrived_s=now_s,
                 )
             )
-            lane.buffer_bytes += len(message.data)
+            lane.buffer_bytes += len(delivered.payload)
             lane.unacknowledged.add(delivery.stream_seq)
-            self._arrived.set()
-        if lane.awaited <= 0:
-            await self._renew((lane,))
+        self._arrived.set()
+        if answers:
+            self._write(answers)
+        if ended:
+            self._renew(ended)
 
-    def _end_request(self, message: Msg) -> None:
+    def _end_request(self, delivered: Delivered) -> None:
         """A request came to its end: expired, over its bytes, refused; the next `take` makes a new one."""
-        name = message.subject.rpartition(".")[2]
-        status = (message.headers or {}).get("Status", "503")
+        name = delivered.subject.decode().rpartition(".")[2]
+        status = status_of(delivered.header)
         lane = self._lanes.get(name)
         if lane is not None and status != "100":
             lane.awaited = 0
         if status not in ("100", "404", "408", "409"):
             _log.warning("stream_request_refused", consumer=name, status=status)
+            if lane is not None:
+                lane.held_until_s = max(lane.held_until_s, time.monotonic() + _NOBODY_WAIT_S)
 
-    async def _renew(self, lanes: Iterable[_Lane]) -> None:
+    def _renew(self, lanes: Iterable[_Lane]) -> None:
         """Ask again for what has room, where no request is open, if somebody has taken lately."""
         now_s = time.monotonic()
-        if not self._client.is_connected or now_s > self._wanted_until_s:
+        if not self._wire.is_connected or now_s > self._wanted_until_s:
             return
         share = max(1, _BUFFER_MESSAGES_MAX // max(1, len(self._lanes)))
-        for lane in list(lanes):
+        requests: list[str] = []
+        for lane in lanes:
             room = share - len(lane.buffer)
             room_bytes = _BUFFER_BYTES_MAX - lane.buffer_bytes
             asked = lane.awaited > 0 and now_s < lane.lapses_at_s
@@ -357,20 +340,24 @@ class StreamReader:
                 continue
             lane.awaited = room
             lane.lapses_at_s = now_s + _PULL_EXPIRES_S + _PULL_LOST_S
-            request = {"batch": room, "max_bytes": room_bytes, "expires": int(_PULL_EXPIRES_S * 1e9)}
-            with suppress(nats.errors.Error):
-                await self._client.publish(
-                    f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{lane.name}",
-                    json.dumps(request).encode(),
-                    reply=f"{self._inbox}.{lane.name}",
-                )
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{lane.name}"
+            request = f'{{"batch":{room},"max_bytes":{room_bytes},"expires":{int(_PULL_EXPIRES_S * 1e9)}}}'
+            requests.append(f"PUB {subject} {self._wire.inbox}.{lane.name} {len(request)}\r\n{request}\r\n")
+        if requests:
+            self._write(requests)
 
     def _drain(self, *, messages_max: int, bytes_max: int) -> list[StreamMessage]:
         taken: list[StreamMessage] = []
         room_bytes = bytes_max
         lanes = list(self._lanes.values())
-        self._turn = (self._turn + 1) % len(lanes)  # Another lane first each time, so that none starves.
+        self._turn = (self._turn + 1) % max(1, len(lanes))  # Another lane first each time, so that none starves.
         for lane in lanes[self._turn :] + lanes[: self._turn]:
+            if len(taken) + len(lane.buffer) <= messages_max and lane.buffer_bytes <= room_bytes:
+                taken.extend(lane.buffer)
+                room_bytes -= lane.buffer_bytes
+                lane.buffer.clear()
+                lane.buffer_bytes = 0
+                continue
             while lane.buffer:
                 size = len(lane.buffer[0].payload)
                 if taken and (len(taken) >= messages_max or size > room_bytes):
@@ -380,21 +367,29 @@ class StreamReader:
                 room_bytes -= size
         return taken
 
-    async def _refuse(self, lanes: Iterable[_Lane], how: bytes) -> None:
+    async def _refuse(self, lanes: Collection[_Lane], how: str) -> None:
+        buffered = [message for lane in lanes for message in lane.buffer]
         for lane in lanes:
-            await self._answer(lane.buffer, how)
             lane.buffer.clear()
+        await self._answer(buffered, how)
 
-    async def _answer(self, messages: Iterable[StreamMessage], how: bytes) -> None:
+    async def _answer(self, messages: Sequence[StreamMessage], how: str) -> None:
+        """Answer for messages in one write, and wait until the broker has read it."""
+        if not messages:
+            return
+        self._write([_answer_frame(message.reply, how) for message in messages])
         try:
-            for message in messages:
-                await self._client.publish(message.reply, how)
-            if self._client.is_connected:
-                await self._client.flush(timeout=_REQUEST_TIMEOUT_S)
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            _log.warning("stream_answers_lost", answer=how.decode(), error=repr(error))
+            await self._wire.flush(timeout_s=_REQUEST_TIMEOUT_S)
+        except (TimeoutError, OSError) as error:
+            _log.warning("stream_answers_lost", answer=how, error=repr(error))
 
-    async def _after_reconnect(self) -> None:
+    def _write(self, frames: Sequence[str]) -> None:
+        try:
+            self._wire.write("".join(frames).encode())
+        except ConnectionError as error:
+            _log.warning("stream_answers_lost", frames=len(frames), error=repr(error))
+
+    def _after_reconnect(self) -> None:
         """Forget the requests of the old connection and look what else was lost with it."""
         _log.info("stream_reconnected")
         self._look_again = True
@@ -433,10 +428,35 @@ class StreamReader:
 
     async def _info(self, name: str) -> _ConsumerInfo:
         try:
-            answer = await self._client.request(f"$JS.API.CONSUMER.INFO.{STREAM}.{name}", timeout=_REQUEST_TIMEOUT_S)
-            return msgspec.json.decode(answer.data, type=_ConsumerInfo)
-        except (nats.errors.Error, TimeoutError, OSError, msgspec.MsgspecError) as error:
+            subject = f"$JS.API.CONSUMER.INFO.{STREAM}.{name}"
+            answer = await self._wire.request(subject, timeout_s=_REQUEST_TIMEOUT_S)
+            return msgspec.json.decode(answer, type=_ConsumerInfo)
+        except (TimeoutError, OSError, msgspec.MsgspecError) as error:
             raise StreamUnavailable(f"no word on consumer {name}: {error!r}") from error
+
+    def let_go(self, shards: Iterable[int]) -> bool:
+        """Ask for nothing more of shards that are to leave; tell whether nothing of them is on its way or in our hands.
+
+        Call it again and again, take and acknowledge meanwhile, then `own` without them.
+        """
+        lanes = [lane for lane in map(self._lanes.get, map(consumer_of, shards)) if lane is not None]
+        for lane in lanes:
+            lane.held_until_s = math.inf
+        now_s = time.monotonic()
+        asked = any(lane.awaited > 0 and now_s < lane.lapses_at_s for lane in lanes)
+        return not asked and not any(lane.unacknowledged for lane in lanes)
+
+    async def ask_no_more(self) -> None:
+        """End what was asked for, to stop: all that the broker has given to us is here when this returns.
+
+        It may still be taken and acknowledged; nothing more comes.
+        """
+        for lane in self._lanes.values():
+            lane.held_until_s = math.inf
+        with suppress(OSError, TimeoutError):
+            await self._wire.deafen(timeout_s=_REQUEST_TIMEOUT_S)
+            for lane in self._lanes.values():
+                lane.awaited = 0
 
 
 async def stream_backlog(nats_url: str) -> int:
@@ -444,14 +464,9 @@ async def stream_backlog(nats_url: str) -> int:
 
     Raises: StreamUnavailable.
     """
-    client = await _connect(nats_url)
-    try:
-        reader = StreamReader(client, ack_wait_s=0)
-        names = [LEFTOVERS, *(_shard_consumer(shard) for shard in range(SHARDS))]
-        infos = await asyncio.gather(*(reader._info(name) for name in names))
+    async with StreamReader.connect(nats_url, ack_wait_s=0) as reader:
+        infos = await asyncio.gather(*(reader._info(name) for name in (LEFTOVERS, *SHARD_CONSUMERS)))
         return sum(info.num_pending + info.num_ack_pending for info in infos)
-    finally:
-        await client.close()
 
 
 def parse_reply(reply: str) -> Delivery:
@@ -464,101 +479,24 @@ def parse_reply(reply: str) -> Delivery:
     first = 2 if len(levels) == 9 else 4
     if len(levels) not in (9, 11, 12) or levels[0] != "$JS" or levels[1] != "ACK":
         raise StreamError(f"reply subject: expected $JS.ACK with 9, 11 or 12 levels, got {len(levels)} levels")
-    _stream, consumer, deliveries, stream_seq, _consumer_seq, stored_at_ns, _pending = levels[first : first + 7]
-    return Delivery(
-        consumer=consumer,
-        deliveries=int(deliveries),
-        stream_seq=int(stream_seq),
-        stored_at_ns=int(stored_at_ns),
-    )
+    return Delivery(levels[first + 1], int(levels[first + 2]), int(levels[first + 3]), int(levels[first + 5]))
 
 
 def topic_of(subject: str) -> str:
     """Give back the MQTT topic that a meter published, from the subject its message is stored under."""
-    levels = subject.removeprefix(_SUBJECT_PREFIX).split(".")
-    if levels[-1] == _PUSHED:
+    levels = subject.removeprefix(SUBJECT_PREFIX).split(".")
+    if levels[-1] == PUSHED:
         levels.pop()
-    elif len(levels) == _DEPTH and levels[0] == "amr":
+    elif len(levels) == DEPTH and levels[0] == "amr":
         levels = [levels[0], *levels[2:4]]
-    if not any("/" in level for level in levels):
-        return "/".join(levels)
+    topic = "/".join(levels)
+    if len(levels) == topic.count("/") + 1:
+        return topic
     return "/".join("" if level == "/" else level.replace("//", ".") for level in levels)
 
 
-async def _connect(
-    nats_url: str, *, client: Client | None = None, reconnected: Callable[[], Awaitable[None]] | None = None
-) -> Client:
-    client = client or Client()
-    try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            await client.connect(
-                nats_url.split(","),
-                connect_timeout=2,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT_WAIT_S,
-                ping_interval=_PING_EVERY_S,
-                max_outstanding_pings=2,
-                pending_size=_WRITE_BUFFER_BYTES_MAX,
-                error_cb=_note_error,
-                disconnected_cb=_note_disconnect,
-                reconnected_cb=reconnected,
-            )
-    except (nats.errors.Error, TimeoutError, OSError) as error:
-        await client.close()
-        raise StreamUnavailable(f"no NATS server answers: {error!r}") from error
-    return client
-
-
-async def _note_error(error: Exception) -> None:
-    _log.warning("stream_error", error=repr(error))
-
-
-async def _note_disconnect() -> None:
-    _log.debug("stream_disconnected")
-
-
-async def _ensure_stream(client: Client, mqtt_host: str, mqtt_port: int) -> None:
-    """The server makes its MQTT streams when the first MQTT client connects, so be that client."""
-    context = client.jetstream(timeout=_REQUEST_TIMEOUT_S)
-    for tries in range(1, _PREPARE_TRIES_MAX + 1):
-        try:
-            await context.stream_info(STREAM)
-            return
-        except NotFoundError:
-            async with aiomqtt.Client(
-                mqtt_host, mqtt_port, identifier=f"prepare-{uuid.uuid4().hex}", timeout=_REQUEST_TIMEOUT_S
-            ):
-                pass
-        except nats.errors.Error:
-            if tries == _PREPARE_TRIES_MAX:
-                raise
-            await asyncio.sleep(_PREPARE_WAIT_S)
-    raise StreamUnavailable(f"the server at {mqtt_host}:{mqtt_port} makes no stream {STREAM}")
-
-
-def _consumers(ack_wait_s: float) -> list[ConsumerConfig]:
-    shards = [(_shard_consumer(shard), [f"{_SUBJECT_PREFIX}amr.{shard}.*.*{_FILLER}"]) for shard in range(SHARDS)]
-    other_depths = [_SUBJECT_PREFIX + ".".join("*" * depth) for depth in range(1, _DEPTH)]
-    deeper = _SUBJECT_PREFIX + ".".join("*" * _DEPTH) + ".>"
-    return [
-        ConsumerConfig(
-            durable_name=name,
-            filter_subjects=subjects,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ack_wait_s,
-            max_deliver=-1,
-            max_ack_pending=UNACKNOWLEDGED_MAX,
-        )
-        for name, subjects in [*shards, (LEFTOVERS, [*other_depths, deeper])]
-    ]
-
-
-def _consumer_of(shard: int | None) -> str:
-    return LEFTOVERS if shard is None else _shard_consumer(shard)
-
-
-def _shard_consumer(shard: int) -> str:
-    return f"shard-{shard:02d}"
+def _answer_frame(reply: str, how: str) -> str:
+    return f"PUB {reply} {len(how)}\r\n{how}\r\n"
 
 
 def _is_command(topic: str) -> bool:

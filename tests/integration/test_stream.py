@@ -64,6 +64,8 @@ def test_every_topic_arrives_in_its_shard_or_in_leftovers(nats: EmbeddedNats) ->
         "amr/M1/zz",
         # The broker takes a vertical tab; a client that ends the subject there reconnects for ever.
         "amr/M1/a\x0bb",
+        "amr/M1/a\x1c\u00a0b",
+        "amr/M1/" + "z" * 60_000,
         "amr/5/M1/rd",
         "amr/11/M1/rd/-/-/-/-",
         "amr/x/5/M1/rd",
@@ -190,6 +192,27 @@ def test_message_in_progress_is_not_delivered_again(nats: EmbeddedNats) -> None:
             return again
 
     assert asyncio.run(story()) == []
+
+
+def test_message_buffered_behind_one_in_progress_is_not_delivered_again(nats: EmbeddedNats) -> None:
+    """What is here and not yet taken stays ours for as long as the batch before it says that it is at work."""
+
+    async def story() -> list[StreamMessage]:
+        await _prepare(nats)
+        await _publish(nats, [("amr/M1/rd", b"slow"), ("amr/M1/rd", b"next")])
+        async with StreamReader.connect(nats.nats_url, ack_wait_s=ACK_WAIT_S) as reader:
+            await reader.own({SHARD_OF_M1}, leftovers=False)
+            slow = await _take(reader, 1)
+            await _buffered(reader, 1)
+            for _ in range(6):
+                # Time has to pass at the broker: longer than it waits for an acknowledgement.
+                await asyncio.sleep(ACK_WAIT_S / 4)
+                await reader.in_progress(slow)
+            after = await reader.take(messages_max=9, bytes_max=1_000, wait_s=ACK_WAIT_S / 4)
+            await reader.acknowledge([*slow, *after])
+            return after
+
+    assert [(message.payload, message.redelivered) for message in asyncio.run(story())] == [(b"next", False)]
 
 
 def test_released_shard_goes_to_its_new_owner_before_anything_newer(nats: EmbeddedNats) -> None:

@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, AsyncCursor
 
 from db.errors import LeaseLost
 from db.named import array_text, sql
+from protocols.topics import SHARDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,12 @@ class Lease:
     feed_from: int
 
 
-async def take_leases(conn: AsyncConnection, owner: Owner, shards: Iterable[int]) -> list[Lease]:
-    """Take those of the shards that nobody holds. Ends sessions of paused owners that still lock their rows."""
+async def take_leases(conn: AsyncConnection, owner: Owner, shards: Iterable[int], *, most: int = SHARDS) -> list[Lease]:
+    """Take up to `most` of the shards that nobody holds. Ends sessions of paused owners that still lock their rows."""
     await conn.execute(sql("end_expired_backends"), {"role": owner.role})
     cursor = await conn.execute(
         sql("take_leases"),
-        {"role": owner.role, "shards": list(shards), "owner": owner.name, "lease_s": owner.lease_s},
+        {"role": owner.role, "shards": list(shards), "owner": owner.name, "lease_s": owner.lease_s, "most": most},
     )
     rows = await cursor.fetchall()
     return [Lease(shard=shard, epoch=epoch, feed_from=feed_from) for shard, epoch, feed_from in rows]
@@ -77,6 +78,11 @@ def _epochs_text(leases: Iterable[Lease]) -> str:
     """Write the epochs by shard, as an array with a place for each shard up to the last."""
     epochs = {lease.shard: lease.epoch for lease in leases}
     return array_text(epochs.get(shard) for shard in range(max(epochs, default=-1) + 1))
+
+
+async def give_back(conn: AsyncConnection, owner: Owner, shards: Iterable[int]) -> None:
+    """Give some of an owner's shards back."""
+    await conn.execute(sql("give_back"), {"role": owner.role, "owner": owner.name, "shards": list(shards)})
 
 
 async def release_leases(conn: AsyncConnection, owner: Owner) -> None:

@@ -1,13 +1,14 @@
 -- take_leases: take shards whose owner is gone; the epoch fences whoever had them. No lease is longer than 300 s: one
 -- that ends later was written before the clock was set back
-update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
-    expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
-from (
+with free as materialized (
     select role, shard from shard_leases
     where role = %(role)s and shard = any(%(shards)s)
       and (expires_at < clock_timestamp() or expires_at > clock_timestamp() + interval '300 seconds')
-    order by shard for update skip locked
-) free
+    order by shard limit %(most)s for update skip locked
+)
+update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
+    expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
+from free
 where l.role = free.role and l.shard = free.shard
 returning l.shard, l.epoch, l.feed_from::text::bigint
 
@@ -119,18 +120,26 @@ cross join lateral (
 
 -- add_segment: a register rolled over, was reset or swapped
 insert into register_segments (meter_id, from_at, register_wh, start_wh, reason)
-values (%(meter_id)s, %(from_at)s, %(register_wh)s, %(start_wh)s, %(reason)s)
+values (%(meter_id)s, %(from_at)s, %(register_wh)s, %(start_wh)s,
+        coalesce(%(reason)s::text, (select s.reason from register_segments s
+                                    where s.meter_id = %(meter_id)s and s.from_at > %(from_at)s
+                                    order by s.from_at limit 1)))
 on conflict (meter_id, from_at) do nothing
 
 -- add_quarantine: keep what could not be stored, each frame and item once; the same again only counts up
-insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item, times)
-select q.shard, q.topic, q.serial, q.read_at, q.reason, q.detail, q.raw, q.sha256, q.item, q.times
+insert into quarantine (shard, topic, serial, read_at, reason, detail, raw, sha256, item, times, severity, stored_at,
+                        refused)
+select q.shard, q.topic, q.serial, q.read_at, q.reason, q.detail, q.raw, q.sha256, q.item, q.times, q.severity,
+       q.stored_at, case when q.rejected then q.times else 0 end
 from unnest(%(shards)s::smallint[], %(topics)s::text[], %(serials)s::text[], %(read_ats)s::timestamptz[],
             %(reasons)s::text[], %(details)s::text[], %(raws)s::bytea[], %(sha256s)s::bytea[], %(items)s::integer[],
-            %(times)s::integer[])
-     with ordinality as q(shard, topic, serial, read_at, reason, detail, raw, sha256, item, times, n)
+            %(times)s::integer[], %(severities)s::text[], %(stored_ats)s::timestamptz[],
+            %(rejecteds)s::boolean[])
+     with ordinality as q(shard, topic, serial, read_at, reason, detail, raw, sha256, item, times, severity, stored_at,
+                          rejected, n)
 order by q.n
-on conflict (sha256, item) do update set times = quarantine.times + excluded.times, last_at = now()
+on conflict (sha256, item) do update set times = quarantine.times + excluded.times,
+    refused = quarantine.refused + excluded.refused, last_at = now()
 
 -- add_batches: what came to each shard in this transaction and what became of it
 insert into batches (shard, epoch, messages, received, stored, duplicate, rejected, quarantined)

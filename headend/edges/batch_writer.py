@@ -32,26 +32,31 @@ class BatchWriter:
         self._open: list[asyncio.Task[None]] = []
 
     async def write(
-        self, batch: Batch, leases: Mapping[int, Lease], meanwhile: Callable[[], None] | None = None
+        self,
+        batch: Batch,
+        leases: Mapping[int, Lease],
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        committed: Callable[[], None] | None = None,
     ) -> None:
         """Write a batch; return when the next may begin, at the latest when this one is committed.
 
-        Raises: what `write_batch` raises, of this batch or one before it that was open; nothing is open then.
+        `meanwhile` is that of `write_batch`; `committed` is called after the commit, batch after batch. Raises: what
+        `write_batch` raises, of this batch or one before it that was open; nothing is open then.
         """
         if len(self._open) == len(self._conns):
             await self._finish(self._open[0])
         turn = Turn(earlier=self._open[-1] if self._open else None)
-        task = asyncio.create_task(
-            write_batch(
-                self._conns[0],
-                batch,
-                owner=self._owner,
-                leases=leases,
-                rules=self._rules,
-                meanwhile=meanwhile,
-                turn=turn,
+        conn = self._conns[0]
+
+        async def written() -> None:
+            await write_batch(
+                conn, batch, owner=self._owner, leases=leases, rules=self._rules, meanwhile=meanwhile, turn=turn
             )
-        )
+            if committed:
+                committed()
+
+        task = asyncio.create_task(written())
         self._conns.reverse()
         self._open.append(task)
         task.add_done_callback(lambda _: turn.ready.set())

@@ -6,7 +6,7 @@ commit failed or its outcome is unknown; what the feed names is read again, by v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from datetime import date
 
@@ -19,13 +19,18 @@ from db.leases import Lease
 from db.named import sql
 from db.orders import wall_ms
 from db.posting import silent_over_part_end
+from db.validation_rules import validation_document
 from headend.charge_table import ChargeTable
 from headend.pipeline import Plan
+from headend.rule_document import parse_validation_rules
+from headend.rules import BUILTIN_RULES, ValidationRules
 from headend.state import AccountState, MeterState, RegisterSegment
 
 # 5,000 looks take under 3 s even over a year of partitions: well inside lease and statement time-out. What is left of
 # a longer backlog (an import, a close-day while ingest was down) is no longer newer at the next refresh.
 ACCOUNTS_PER_REFRESH = 5_000
+# New validation rules hold ten seconds after they were added, or after the midnight from which they are to.
+RULES_READ_MS = 10_000
 
 
 class StateCache:
@@ -35,9 +40,16 @@ class StateCache:
     read and every account that it brought below a level has been looked at.
     """
 
-    def __init__(self, calendar: LocalCalendar, clock: Callable[[], int] = wall_ms) -> None:
+    def __init__(
+        self,
+        calendar: LocalCalendar,
+        clock: Callable[[], int] = wall_ms,
+        validation: ValidationRules = BUILTIN_RULES,
+    ) -> None:
         self._calendar = calendar
         self._clock = clock
+        self._validation = validation
+        self._rules_read_ms = 0
         self._table = ChargeTable(calendar)
         self._serial_of: dict[int, str] = {}
         self._feed_from = 0
@@ -46,13 +58,23 @@ class StateCache:
         self._refreshed: dict[str, int] = {}
 
     def own(self, leases: Iterable[Lease]) -> None:
-        """Start with newly taken leases: nothing is known, the feed goes on where the last owner stood.
+        """Start with newly taken leases: nothing is known of their meters, the feed goes on where the last owner stood.
 
-        Where we already read for other shards and stood further back, it goes on there.
+        Where we already read for other shards and stood further back, it goes on there. What is known of those stays:
+        the feed is read again by version.
         """
-        self.clear()
+        taken = list(leases)
+        self.leave({lease.shard for lease in taken})
         stood = [self._feed_from] if self._feed_from else []
-        self._feed_from = self._feed_read = min([*stood, *(lease.feed_from for lease in leases)])
+        self._feed_from = self._feed_read = min([*stood, *(lease.feed_from for lease in taken)])
+
+    def leave(self, shards: Set[int]) -> None:
+        """Forget the meters of shards that are not ours any more: nobody tells us of their changes."""
+        for serial in [serial for serial in self._table.place_of if self._table.kept(serial).shard in shards]:
+            account_id = self._table.kept(serial).account.id
+            if self._serial_of.get(account_id) == serial:
+                del self._serial_of[account_id]
+            self._table.drop(serial)
 
     def clear(self) -> None:
         """Forget all states; what the last refresh read of the feed is read again, since it may not be settled."""
@@ -71,9 +93,10 @@ class StateCache:
         Whoever adopts before the commit clears when it fails.
         """
         for state in made.states.values():
-            self._table.put(state)
+            self._table.put(self._ruled(state))
         if made.ordinary is not None:
-            self._table.move_marks(made.ordinary.places, made.ordinary.mark_ms, made.ordinary.mark_wh)
+            moved = made.ordinary
+            self._table.move_marks(moved.places, moved.mark_ms, moved.mark_wh, moved.still_ms)
         for serial in made.stale_serials:
             self._table.drop(serial)
 
@@ -83,8 +106,15 @@ class StateCache:
             self._table.amend(serial, account)
 
     def put(self, state: MeterState) -> None:
-        """Know a meter's state, as the database has it at the moment."""
-        self._table.put(state)
+        """Know a meter's state as the database has it at the moment: but for how long its register stands still."""
+        known = self._table.get(state.serial)
+        if known is not None and (known.mark_ms, known.mark_wh) == (state.mark_ms, state.mark_wh):
+            state = replace(state, still_ms=max(state.still_ms, known.still_ms))
+        before = self._serial_of.get(state.account.id, state.serial)
+        if before != state.serial:
+            # Another meter stands there now: what the old one goes on saying is no longer this account's.
+            self._table.drop(before)
+        self._table.put(self._ruled(state))
         self._serial_of[state.account.id] = state.serial
 
     async def load(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
@@ -93,8 +123,30 @@ class StateCache:
         if not wanted:
             return
         cursor = await conn.execute(sql("find_meters"), {"serials": wanted})
-        ids = [account_id for _, _, _, account_id in await cursor.fetchall() if account_id is not None]
-        await self._read(conn, ids)
+        found = await cursor.fetchall()
+        self._table.uninstalled = frozenset(serial for serial, _, _, account_id in found if account_id is None)
+        await self._read(conn, [account_id for _, _, _, account_id in found if account_id is not None])
+
+    async def forget(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
+        """Read the states of meters anew, whatever is known of them."""
+        for serial in serials:
+            self._table.drop(serial)
+        await self.load(conn, serials)
+
+    async def follow_rules(self, conn: AsyncConnection) -> bool:
+        """Take over the validation rules of today, now and then; return whether they changed, and all is forgotten."""
+        now_ms = self._clock()
+        # A clock that was set back begins anew.
+        if 0 <= now_ms - self._rules_read_ms < RULES_READ_MS:
+            return False
+        self._rules_read_ms = now_ms
+        text = await validation_document(conn, self._calendar.day_of(now_ms))
+        rules = BUILTIN_RULES if text is None else parse_validation_rules(text)
+        if rules is self._validation:
+            return False
+        self._validation = rules
+        self.clear()
+        return True
 
     async def raise_marks(self, conn: AsyncConnection, serials: Iterable[str]) -> None:
         """Move marks to the latest stored readings, void ones too: what comes again of them is then late, and known."""
@@ -180,6 +232,11 @@ class StateCache:
         )
         return read_since or account.held or decision.levels != account.levels
 
+    def _ruled(self, state: MeterState) -> MeterState:
+        """Give a meter the rules of its make and model."""
+        rules = self._validation.of(state.make, state.model)
+        return state if state.rules is rules else replace(state, rules=rules)
+
     async def _read(self, conn: AsyncConnection, account_ids: list[int]) -> None:
         if not account_ids:
             return
@@ -209,6 +266,9 @@ def state_from_view(view: AccountView, calendar: LocalCalendar) -> MeterState:
         mark_wh=mark_wh,
         relay=view.meter.relay,
         relay_at_ms=view.meter.relay_at_ms,
+        make=view.meter.make,
+        model=view.meter.model,
+        may_export=view.meter.may_export,
         account=AccountState(
             id=view.id,
             version=view.version,

@@ -60,6 +60,11 @@ class CalendarSweep:
         self._checked_ms = 0
         self._in_force = None
 
+    def take_over(self, shards: Collection[int]) -> None:
+        """Go through shards taken over beside others: of those it is not known how far the calendar was followed."""
+        self._left |= dict.fromkeys(shards, 0)
+        self._off_left |= dict.fromkeys(shards, 0)
+
     async def step(self, conn: AsyncConnection, shards: Collection[int]) -> bool:
         """Do what is due, a page at most; return whether new rules hold, which make known accounts old.
 

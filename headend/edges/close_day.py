@@ -2,7 +2,7 @@
 
 Stage: hours after midnight, in account ranges. The balance does not depend on when a day is posted: an account
 knows which days are closed, so a sweep that was stopped goes on where it stood, and one that runs twice does nothing.
-The daily chores ride along: partitions ahead, change-feed rows that every owner has seen.
+The daily chores ride along: partitions ahead, change-feed rows that every owner has seen, batches of last week by hour.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from psycopg.errors import DeadlockDetected
 from billing.terms import ONE_DAY
 from db.accounts import look
 from db.conversions import apply_category_credit, end_absences, pay_instalments
+from db.counting import roll_up_batches
 from db.daily_notices import tell_daily
 from db.named import sql
 from db.orders import PostingRules
@@ -75,6 +76,7 @@ async def close_day(
             lanes.create_task(sweep.run(conn))
             lanes.create_task(sweep.run(beside))
     await conn.execute(sql("trim_feed"))
+    await roll_up_batches(conn, datetime.now(UTC))
     await ensure_partitions(conn, partition_span(datetime.now(UTC).date()))
     return ClosedDays(accounts=sweep.accounts, days=sweep.exact + sweep.others, exact=sweep.exact)
 

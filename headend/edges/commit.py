@@ -39,15 +39,21 @@ from db.crossings import (
     send_crossings,
     take_claim,
 )
+from db.gaps import note_gaps, touch_gaps
 from db.leases import Lease, Owner
 from db.named import sql
 from db.orders import PostingRules, threatens
 from db.posting import lock_free, may_move_closed_edges, post_readings
 from db.prepayment import Prepayment, prepayments_of
+from db.quarantine import settle_released
 from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
+from db.sequences import send_arrivals
+from db.validation_rules import add_flags
 from headend.edges.cache import state_from_view
 from headend.edges.event_notices import store_events
-from headend.pipeline import Held, Plan, place_late
+from headend.edges.noted_rows import flag_rows, settled_rows
+from headend.gaps import Intervals, Spans, spans_of
+from headend.pipeline import Held, Plan, Segment, place_late
 from headend.state import AccountState, MeterState
 from protocols.columns import concatenate
 from protocols.native import OrderKind, ReplyResult
@@ -65,16 +71,17 @@ class Batch:
 
     made: Plan
     encoded: memoryview | None
+    spans: Spans | None = None
     amended: dict[str, AccountState] = field(default_factory=dict)
 
 
-def encode_plan(made: Plan) -> Batch:
-    """Encode."""
+def encode_plan(made: Plan, intervals: Intervals | None = None) -> Batch:
+    """Encode what was planned in columns and one by one; find the gaps by what is known of the meters' intervals."""
     parts = [columns_from_rows(made.rows)] if made.rows else []
     if made.ordinary is not None and len(made.ordinary.columns):
         parts.append(made.ordinary.columns)
     encoded = encode_readings(concatenate(parts).sorted_by_meter()) if parts else None
-    return Batch(made=made, encoded=encoded)
+    return Batch(made=made, encoded=encoded, spans=spans_of(made, intervals) if intervals else None)
 
 
 def reconsider(batch: Batch, amended: Mapping[str, AccountState]) -> None:
@@ -151,26 +158,32 @@ async def write_batch(
             if simple and _only_reads(made):
                 turn.ready.set()
 
-        await _write_segments(conn, made)
+        await _write_segments(conn, made.segments)
+        began = len(made.segments)
         if batch.encoded is not None:
             await copy_encoded(conn, batch.encoded, copied)
         await turn.come()
         if made.late:
             await _write_late(conn, made, rules)
+            await _write_segments(conn, made.segments[began:])
             claimed = await take_claim(await send_claim(conn, sorted(made.candidates), {}))
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
         await _write_replies(conn, made)
-        await store_events(conn, made.events, now_ms=now_ms)
+        await store_events(conn, made.events, flags=made.flags, now_ms=now_ms)
+        await _note_spans(conn, batch.spans)
         looked_at, views = await _look(conn, made, sorted(claimed.free - claimed.numbers.keys()), rules, now_ms)
         prepayments = await _prepayments(conn, claimed, looked_at)
         for account_id in sorted(made.candidates - claimed.free):
             late_ms = made.late_since_ms.get(account_id)
             await ask_recheck(conn, account_id, None if late_ms is None else from_ms(late_ms))
         await add_quarantine(conn, _quarantine_rows(made.held))
+        await add_flags(conn, flag_rows(made.noted, rules.calendar))
+        await settle_released(conn, settled_rows(made.settled.values()))
         if made.late:
             await add_counts(conn, leases, made.counts)
         async with transaction.closing():
+            await send_arrivals(conn, made.numbers, {each.raw for each in made.held})
             crossings += looked_at
             written = await send_crossings(conn, crossings, prepayments, cause="reading", now_ms=now_ms)
             if simple:
@@ -201,16 +214,17 @@ async def settle_account(conn: AsyncConnection, account_id: int, *, rules: Posti
             await post_readings(conn, view, late_since_ms=late_since_ms, rules=rules, now_ms=rules.clock())
 
 
-async def _write_segments(conn: AsyncConnection, made: Plan) -> None:
-    """Write where registers rolled over. No account is locked for it: segments and readings commit together, and
+async def _write_segments(conn: AsyncConnection, segments: Sequence[Segment]) -> None:
+    """Write where registers began again. No account is locked for it: segments and readings commit together, and
     whoever looks reads both in one snapshot."""
-    for segment in made.segments:
+    for segment in segments:
         await add_segment(
             conn,
             segment.meter_id,
             from_ms(segment.from_ms),
             register_wh=segment.register_wh,
             start_wh=segment.start_wh,
+            reason=segment.reason,
         )
 
 
@@ -240,8 +254,11 @@ async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) ->
         row = place_late(made, late, same=same, before=before, after=after)
         if row is not None:
             placed[key] = row
-            last[row.meter_id] = (late.at_ms, late.meter.energy_to_date(late.at_ms, row.import_wh))
+            placed_meter = made.states.get(late.meter.serial, late.meter)
+            last[row.meter_id] = (late.at_ms, placed_meter.energy_to_date(late.at_ms, row.import_wh))
     await copy_readings(conn, list(placed.values()))
+    if placed:
+        await touch_gaps(conn, {meter_id for meter_id, _ in placed})
 
 
 def _energy(meter: MeterState, neighbour: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -249,6 +266,11 @@ def _energy(meter: MeterState, neighbour: tuple[int, int] | None) -> tuple[int, 
         return None
     at_ms, register_wh = neighbour
     return at_ms, meter.energy_to_date(at_ms, register_wh)
+
+
+async def _note_spans(conn: AsyncConnection, spans: Spans | None) -> None:
+    if spans is not None:
+        spans.intervals.learn(await note_gaps(conn, spans.found))
 
 
 async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
@@ -359,6 +381,9 @@ def _quarantine_rows(held: Sequence[Held]) -> list[QuarantineRow]:
                 raw=b"" if digest in kept else each.raw,
                 sha256=digest,
                 item=each.item,
+                severity=each.severity,
+                stored_at=from_ms(each.stored_at_ms),
+                rejected=each.rejected,
             )
         )
         kept.add(digest)

@@ -23,7 +23,7 @@ import structlog
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.errors import IdleInTransactionSessionTimeout
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, to_ms
 from db.errors import LeaseLost
 from db.leases import Lease, Owner, fence, release_leases, take_leases
 from db.named import sql
@@ -42,6 +42,7 @@ from headend.edges.due_orders import (
     put_off,
     raise_alarms,
 )
+from headend.edges.gap_desk import GAP_LIMITS, GapLimits, forget_old_gaps, look_at_gaps
 from headend.validate import FUTURE_SLACK_MS
 from protocols.native import Command, OrderKind, Relay, encode_command
 from protocols.topics import SHARDS
@@ -83,6 +84,7 @@ class DispatchSettings:
     calendar: LocalCalendar
     limits: CutOffLimits
     patience: Patience = PATIENCE
+    gaps: GapLimits = GAP_LIMITS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -247,13 +249,14 @@ class Dispatcher:
                 _log.warning("clock_set_back", orders=cursor.rowcount)
 
     async def _tend(self, conn: AsyncConnection) -> None:
-        """Now and then: end alarms, drop old counts, look for contradictions that nobody ordered away, count."""
+        """Now and then: end alarms, drop old counts, look at gaps, for contradictions nobody ordered away, count."""
         now_s, tending = time.monotonic(), self._tending
         if now_s >= tending.tend_at_s:
             tending.tend_at_s = now_s + TEND_EVERY_S
             for (area,) in await (await conn.execute(sql("end_capped"))).fetchall():
                 _log.info("cut_offs_no_longer_capped", area=area)
             await conn.execute(sql("trim_counts"), {"hour_s": self._settings.limits.hour_s})
+            await look_at_gaps(conn, list(self._leases), self._now_ms(), self._settings.gaps)
             tending.after_meter, tending.after_account, asked = await ask_contradicting(
                 conn, list(self._leases), tending.after_meter, tending.after_account
             )
@@ -261,6 +264,7 @@ class Dispatcher:
                 _log.warning("contradicting_meters", accounts=asked)
         if now_s >= tending.gauge_at_s:
             tending.gauge_at_s = now_s + GAUGE_EVERY_S
+            await forget_old_gaps(conn)
             await self._metrics.count_open(conn)
 
 
@@ -275,6 +279,8 @@ def _payload(order: Claimed, expires_ms: int) -> bytes:
             level=order.level,
             balance_minor=order.balance_minor,
             threshold_minor=order.threshold_minor,
+            read_from_ms=None if order.read_from is None else to_ms(order.read_from),
+            read_to_ms=None if order.read_to is None else to_ms(order.read_to),
             expires_at_ms=expires_ms,
         )
     )

@@ -1,8 +1,8 @@
 """What the dispatcher reads and writes in one round: orders that are due, limits by area, claims.
 
 Stage: inside the round's transaction, after its leases were fenced. Every statement is bounded, however many orders
-wait: restores, cut-offs, load limits and messages are found each in a lane of their own, cut-offs by area. No row is
-waited for.
+wait: restores, cut-offs, load limits, messages and orders to read are found each in a lane of their own, cut-offs by
+area. No row is waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from psycopg.rows import dict_row
 from db.named import sql
 from headend.dispatch_plan import AreaCount, CutOffLimits, DueOrder, PutOff, SupplyAlarm
 
+# Orders to read wait for everybody: so many a round leave room for the others in its write.
+READS_MAX = 50
 # 500 commands of 200 bytes are one write of 100 kB to the broker.
 ORDERS_MAX = 500
 # Of one shard, so that a round considers some thousands of rows at most; with a single shard a whole round's worth.
@@ -41,8 +43,9 @@ SWEEP_MAX = 5_000
 class Due:
     """What one round has to decide on.
 
-    Invariants: `orders` are restores, then cut-offs, load limits, messages; `areas` has each area of a cut-off among
-    them, its row locked; `new_areas` have no row yet; `clock` is the database's; `more` tells that others may be due.
+    Invariants: `orders` are restores, then cut-offs, load limits, messages, orders to read; `areas` has each area of a
+    cut-off among them, its row locked; `new_areas` have no row yet; `clock` is the database's; `more` tells that others
+    may be due.
     """
 
     orders: Sequence[DueOrder]
@@ -66,8 +69,10 @@ class Claimed:
     relay: str | None
     limit_w: int | None
     level: str | None
-    balance_minor: int
+    balance_minor: int | None
     threshold_minor: int | None
+    read_from: datetime | None
+    read_to: datetime | None
 
 
 async def find_due(conn: AsyncConnection, shards: Sequence[int], limits: CutOffLimits, today: date) -> Due:
@@ -79,15 +84,16 @@ async def find_due(conn: AsyncConnection, shards: Sequence[int], limits: CutOffL
         restores = await conn.execute(sql("due_restores"), lane)
         limits_due = await conn.execute(sql("due_load_limits"), lane)
         messages = await conn.execute(sql("due_messages"), lane)
+        reads = await conn.execute(sql("due_reads"), lane | {"most": READS_MAX})
         waiting = await conn.execute(sql("waiting_areas"), {"shards": list(shards), "areas_most": AREAS_MAX})
-    restore_ids, limit_ids, message_ids = [
-        [row[0] for row in await cursor.fetchall()] for cursor in (restores, limits_due, messages)
+    restore_ids, limit_ids, message_ids, read_ids = [
+        [row[0] for row in await cursor.fetchall()] for cursor in (restores, limits_due, messages, reads)
     ]
     found = await waiting.fetchall()
     names = [name for name, known in found if known]
     areas = await _lock_and_count(conn, names, limits) if names else {}
     cut_off_ids = await _due_cut_offs(conn, shards, areas, limits) if areas else []
-    ids = [*restore_ids, *cut_off_ids, *limit_ids, *message_ids][:ORDERS_MAX]
+    ids = [*restore_ids, *cut_off_ids, *limit_ids, *message_ids, *read_ids][:ORDERS_MAX]
     now = await clock.fetchone()
     assert now is not None, "database_clock returns one row"
     return Due(

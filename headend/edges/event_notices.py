@@ -8,7 +8,7 @@ again; an outage is told by a watch beside ingest, since only time shows that it
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from psycopg import AsyncConnection
 
@@ -25,6 +25,7 @@ from db.event_notices import (
     take_outages,
 )
 from db.notices import write_notices
+from headend.edges.event_alarms import raise_alarms, take_flags
 from headend.events import (
     OUTAGE_MS_MIN,
     POWER_BACK,
@@ -42,16 +43,29 @@ OUTAGES_A_PAGE = 500
 CHECK_MS = 10_000
 
 
-async def store_events(conn: AsyncConnection, events: Sequence[StoredEvent], *, now_ms: int) -> None:
-    """Store events of meters, each once, and tell consumers of those that are new, in the transaction of the caller."""
+async def store_events(
+    conn: AsyncConnection,
+    events: Sequence[StoredEvent],
+    *,
+    flags: Collection[StoredEvent] = frozenset(),
+    now_ms: int,
+) -> None:
+    """Store events of meters, each once, and tell of those that are new, in the transaction of the caller.
+
+    `flags` are those that came with readings, which repeat them. Consumers are told, operators see alarms.
+    """
+    if flags:
+        fresh = await take_flags(conn, flags)
+        events = [event for event in events if event not in flags or event in fresh]
     new = await add_events(conn, [(meter_id, from_ms(at_ms), code) for meter_id, at_ms, code in events])
-    fresh = [event for event in new if may_be_told(event[2], event[1], now_ms)]
-    if not fresh:
+    await raise_alarms(conn, new, now_ms=now_ms)
+    told = [event for event in new if may_be_told(event[2], event[1], now_ms)]
+    if not told:
         return
-    accounts = await accounts_at_meters(conn, {meter_id for meter_id, _, _ in fresh})
+    accounts = await accounts_at_meters(conn, {meter_id for meter_id, _, _ in told})
     found: dict[int, list[Facts]] = defaultdict(list)
     power = []
-    for meter_id, at_ms, code in fresh:
+    for meter_id, at_ms, code in told:
         tamper = meaning_of(code).tamper
         if meter_id not in accounts:
             continue

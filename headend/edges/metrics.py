@@ -6,7 +6,7 @@ Stage: beside the edges. One registry per process object, so that tests can have
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -31,6 +31,10 @@ class IngestMetrics:
             "Age of the last message at its commit, by the broker's store time",
             registry=self.registry,
         )
+        self._shards = Gauge("prepaid_ingest_shards", "Shards this process owns", registry=self.registry)
+        self._flags = Counter(
+            "prepaid_ingest_flags", "Stored readings that a validation rule noted", ["rule"], registry=self.registry
+        )
         self._batch = Histogram(
             "prepaid_ingest_batch_seconds",
             "Time from taking a batch to its commit",
@@ -39,6 +43,15 @@ class IngestMetrics:
         )
         for outcome in OUTCOMES:
             self._readings.labels(outcome)
+
+    def noted(self, rules: Iterable[str]) -> None:
+        """Count what validation rules have noted of readings that are stored."""
+        for rule in rules:
+            self._flags.labels(rule).inc()
+
+    def shards_held(self, count: int) -> None:
+        """Say how many shards the process owns."""
+        self._shards.set(count)
 
     def batch_stored(
         self,

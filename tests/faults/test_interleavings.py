@@ -139,7 +139,7 @@ def test_crossing_from_the_feed_survives_a_session_that_ends_before_it_is_settle
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity"
                 " where datname = current_database() and application_name like 'ingest-%%'"
             )
-            assert ended == 1
+            assert ended == 2
         await _exhausted_once(site, home)
 
     _run(database_url, nats, story)
@@ -403,7 +403,7 @@ def test_paused_owner_is_fenced_and_nothing_is_lost_or_twice(
 def test_second_ingest_waits_until_the_first_gives_its_shards_back(
     database_url: str, nats: EmbeddedNats, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes one owns the shards; a clean stop hands them over without waiting for the lease."""
+    """Of two processes one owns a shard; a clean stop hands its shards over without waiting for the lease."""
     monkeypatch.setenv("PREPAID_LEASE_S", "60")
     monkeypatch.setenv("PREPAID_ACK_WAIT_S", "1")
 

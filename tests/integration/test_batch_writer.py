@@ -80,7 +80,7 @@ class Shop:
             planned_ahead += self.ahead is not None
             self.ahead = None
             following = batches[number + 1] if number + 1 < len(batches) else None
-            await self.writer.write(batch, self.leases, self.adopting(batch, following))
+            await self.writer.write(batch, self.leases, meanwhile=self.adopting(batch, following))
             if self.ahead is None:
                 await self.writer.settle()
                 self.cache.adopt(batch.made)
@@ -188,7 +188,7 @@ def test_next_batch_is_written_while_the_one_before_waits_and_committed_after_it
         await shop.write_all([sweep(homes, 1)])
         cutting = await shop.plan([cutting_reading(homes[0])])
         async with table_held(shop.site, "supply_orders"):
-            await shop.writer.write(cutting, shop.leases, shop.adopting(cutting, sweep(homes[1:], 2)))
+            await shop.writer.write(cutting, shop.leases, meanwhile=shop.adopting(cutting, sweep(homes[1:], 2)))
             following = shop.ahead
             assert following is not None
             second = asyncio.create_task(shop.writer.write(following, shop.leases))
@@ -218,16 +218,19 @@ def test_failed_batch_takes_the_next_one_along(database_url: str, nats: Embedded
         await shop.write_all([sweep(homes, 1)])
         cutting = await shop.plan([cutting_reading(homes[0])])
         async with table_held(shop.site, "supply_orders"):
-            await shop.writer.write(cutting, shop.leases, shop.adopting(cutting, sweep(homes, 3)))
+            await shop.writer.write(cutting, shop.leases, meanwhile=shop.adopting(cutting, sweep(homes, 3)))
             following = shop.ahead
             assert following is not None
             await shop.writer.write(following, shop.leases)
-            ended = await shop.site.one(
-                "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = %s"
-                " and datname = current_database() and wait_event_type = 'Lock'",
-                OWNER.name,
-            )
-            assert ended == 1
+
+            async def ended() -> int:
+                return int(await shop.site.one(
+                    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = %s"
+                    " and datname = current_database() and wait_event_type = 'Lock'",
+                    OWNER.name,
+                ))  # fmt: skip
+
+            assert await shop.site.until(ended, "the first batch waits for the table and is ended") == 1
             with pytest.raises(OperationalError):
                 await shop.writer.settle()
         assert await stored(shop) == HOMES

@@ -408,7 +408,7 @@ def test_ingest_reads_on_when_the_database_fails_while_it_waits_for_redelivery(
                         "select count(pg_terminate_backend(pid)) from pg_stat_activity"
                         " where datname = current_database() and application_name like 'ingest-%%'"
                     )
-                    assert ended == 1
+                    assert ended == 2
                     await site.settled()
                     assert await site.balance(home) == CREDIT_MINOR - GOOD_CHARGE_MINOR
 

@@ -50,6 +50,9 @@ class MeterView:
     segments: tuple[Segment, ...]
     relay: Supply | None
     relay_at_ms: int | None
+    make: str = ""
+    model: str = ""
+    may_export: bool = False
 
     def energy_to_date(self, at_ms: int, register_wh: int) -> int:
         """Carry a register over roll-overs and swaps: energy to date in Wh at a reading."""
@@ -247,6 +250,9 @@ def _meter_from_row(row: dict[str, Any]) -> MeterView:
         segments=tuple(Segment(from_ms=at, register_wh=wh, start_wh=start) for at, wh, start in row["segments"]),
         relay=Supply(row["relay"]) if row["relay"] else None,
         relay_at_ms=to_ms(row["relay_at"]) if row["relay_at"] else None,
+        make=row["make"],
+        model=row["model"],
+        may_export=row["may_export"],
     )
 
 

@@ -34,6 +34,9 @@ class QuarantineRow:
     raw: bytes
     sha256: bytes
     item: int
+    severity: str
+    stored_at: datetime
+    rejected: bool
 
 
 class BatchTransaction:
@@ -127,6 +130,9 @@ async def add_quarantine(conn: AsyncConnection, rows: Sequence[QuarantineRow]) -
             "sha256s": [row.sha256 for row in kept],
             "items": [row.item for row in kept],
             "times": [times[key] for key in first],
+            "severities": [row.severity for row in kept],
+            "stored_ats": [row.stored_at for row in kept],
+            "rejecteds": [row.rejected for row in kept],
         },
     )
 
@@ -142,9 +148,9 @@ async def add_events(conn: AsyncConnection, events: Iterable[tuple[int, datetime
 
 
 async def add_segment(
-    conn: AsyncConnection, meter_id: int, from_at: datetime, *, register_wh: int, start_wh: int
+    conn: AsyncConnection, meter_id: int, from_at: datetime, *, register_wh: int, start_wh: int, reason: str | None
 ) -> None:
-    """Record that a meter's register rolled over."""
+    """Record that a meter's register began again; without a reason, for that of the segment after it."""
     await conn.execute(
         sql("add_segment"),
         {
@@ -152,7 +158,7 @@ async def add_segment(
             "from_at": from_at,
             "register_wh": register_wh,
             "start_wh": start_wh,
-            "reason": "rollover",
+            "reason": reason,
         },
     )
 

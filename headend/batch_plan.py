@@ -22,8 +22,10 @@ from headend.pipeline import (
     Plan,
     Received,
     hold_unknown,
+    note_message,
     plan_meter,
     take_events,
+    take_number,
     take_reply,
     take_status,
 )
@@ -39,13 +41,16 @@ def plan_batch(messages: Iterable[Received], table: ChargeTable, calendar: Local
     for message in messages:
         made.count(message.shard, "messages")
         uplink = message.uplink
+        if uplink is not None and uplink.seq is not None and uplink.serial in table.place_of:
+            take_number(made, table.kept(uplink.serial).meter_id, uplink, message)
         if uplink is None:
             assert message.fault is not None, "a message that did not decode has a fault"
             made.count(message.shard, "received")
             made.hold(message, message.fault)
         elif uplink.serial not in table.place_of:
-            hold_unknown(made, message, uplink)
+            hold_unknown(made, message, uplink, table.uninstalled)
         elif isinstance(uplink, Readings):
+            note_message(made, table.kept(uplink.serial), uplink, message)
             take_events(made, table.kept(uplink.serial), uplink, message)
             reading.append((message, uplink))
         elif isinstance(uplink, MeterEvent):
@@ -72,6 +77,7 @@ def take_columns(
     """
     found = made.ordinary = plan_columns(table, columns, places, stored_at_ms, calendar)
     made.candidates.update(found.crossed)
+    made.noted.extend(found.noted)
     for shard, number in enumerate(found.stored.tolist()):
         if number:
             made.count(shard, "received", number)

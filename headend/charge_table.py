@@ -19,6 +19,7 @@ from billing.rate_table import RateTable
 from billing.running import Point
 from billing.supply import Supply
 from billing.tariff import ENERGY_WH_MAX, LOAD_W_MAX, TariffError
+from headend.rules import RuleSet
 from headend.state import AccountState, MeterState
 
 Int64 = npt.NDArray[np.int64]
@@ -38,7 +39,8 @@ class Known:
 
     Units: `zero_wh` is the register at which the bill part began; `part_first` and `through` count days as
     `date.toordinal`; `settled_minor` is what the balance would be without the open part's lines; at or below `low_at`
-    and `cut_at` a level is crossed, `NO_LEVEL` where none can be.
+    and `cut_at` a level is crossed, `NO_LEVEL` where none can be. `still_ms` is how long the register has stood still
+    at the mark, `UNREAD` before the first reading. What is above the flags is the row of the meter's rules.
     """
 
     values: Int64
@@ -52,6 +54,11 @@ class Known:
         found: Bool = (self.values[:, FLAGS] & flag) != 0
         return found
 
+    def rules(self) -> Places:
+        """Return the rows of the meters' rules in `ChargeTable.limits`."""
+        found: Places = self.values[:, FLAGS] >> RULES_FROM_BIT
+        return found
+
     def those(self, places: Bool) -> Known:
         """Return the same of some of the meters."""
         return Known(self.values[places])
@@ -62,6 +69,7 @@ class Known:
     SHARD,
     MARK_MS,
     MARK_WH,
+    STILL_MS,
     ZERO_WH,
     RATED_W,
     PART_END_MS,
@@ -74,10 +82,15 @@ class Known:
     LOW_AT,
     CUT_AT,
     FLAGS,
-) = range(15)
+) = range(16)
 # Flags of a meter: the alarm of exhausted credit has rung; supply is to be off or limited; credit is exhausted and
-# supply still on; only the plan one by one may take it.
-EXHAUSTED_RAISED, OFF, WAITS, PLAIN = 1, 2, 4, 8
+# supply still on; only the plan one by one may take it; export is permitted, or nobody wants to know of it.
+EXHAUSTED_RAISED, OFF, WAITS, PLAIN, EXPORTS = 1, 2, 4, 8, 16
+RULES_FROM_BIT: Final = 8
+# No register has stood still for less than no time.
+UNREAD: Final = -1
+# Columns of `ChargeTable.limits`.
+GAP_MS, LOAD_W, STILL_WITH_LOAD_MS, STILL_WITHOUT_LOAD_MS = range(4)
 
 
 class ChargeTable(Mapping[str, MeterState]):
@@ -85,7 +98,8 @@ class ChargeTable(Mapping[str, MeterState]):
 
     Invariants: `place_of` names the place of every known serial; the figures at a place tell of that meter, as of the
     latest committed batch. They stand side by side, not in arrays of their own: a batch meets its meters in no order,
-    and one line of figures is two cache misses instead of fifteen. `PLAIN` marks meters that only the plan
+    and the figures of one, 128 bytes, are two cache misses instead of sixteen. `limits` has a row for each set of
+    rules. `PLAIN` marks meters that only the plan
     one by one may take: with time-of-day zones, a closed edge that waits for a reading, a held order, or a rating
     beyond the range of 64 bits.
     """
@@ -97,16 +111,21 @@ class ChargeTable(Mapping[str, MeterState]):
         self._kept: list[MeterState | None] = []
         self._free: list[int] = []
         self._values: Int64 = np.zeros((_FIRST_CAPACITY, FLAGS + 1), dtype=np.int64)
+        self.limits: Int64 = np.empty((0, STILL_WITHOUT_LOAD_MS + 1), dtype=np.int64)
+        self._limits_of: dict[RuleSet, int] = {}
+        # Registered meters that stand nowhere, of those looked for last.
+        self.uninstalled: frozenset[str] = frozenset()
 
     def __getitem__(self, serial: str) -> MeterState:
         place = self.place_of[serial]
         kept = self.kept(serial)
-        mark_ms, mark_wh = self._values[place, MARK_MS : MARK_WH + 1].tolist()
+        mark_ms, mark_wh, still_ms = self._values[place, MARK_MS : STILL_MS + 1].tolist()
         if mark_ms == kept.mark_ms:
             return kept
         last = Point(at_ms=mark_ms, energy_wh=kept.energy_to_date(mark_ms, mark_wh))
         walk = replace(kept.account.walk, last=last)
-        return replace(kept, mark_ms=mark_ms, mark_wh=mark_wh, account=replace(kept.account, walk=walk))
+        account = replace(kept.account, walk=walk)
+        return replace(kept, mark_ms=mark_ms, mark_wh=mark_wh, still_ms=max(0, still_ms), account=account)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.place_of)
@@ -137,9 +156,9 @@ class ChargeTable(Mapping[str, MeterState]):
     def amend(self, serial: str, account: AccountState) -> None:
         """Take over what has changed of an account whose meter's state is kept; the mark stays where it is."""
         place = self.place_of[serial]
-        mark = self._values[place, MARK_MS : MARK_WH + 1].copy()
+        mark = self._values[place, MARK_MS : STILL_MS + 1].copy()
         self.put(replace(self.at(place), account=account))
-        self._values[place, MARK_MS : MARK_WH + 1] = mark
+        self._values[place, MARK_MS : STILL_MS + 1] = mark
 
     def drop(self, serial: str) -> None:
         """Forget a meter."""
@@ -152,10 +171,11 @@ class ChargeTable(Mapping[str, MeterState]):
         """Return what is held of the meters at some places."""
         return Known(self._values.take(places, axis=0))
 
-    def move_marks(self, places: Places, mark_ms: Int64, mark_wh: Int64) -> None:
+    def move_marks(self, places: Places, mark_ms: Int64, mark_wh: Int64, still_ms: Int64) -> None:
         """Take over where a committed plan in columns has left its meters."""
         self._values[places, MARK_MS] = mark_ms
         self._values[places, MARK_WH] = mark_wh
+        self._values[places, STILL_MS] = still_ms
 
     def _take_place(self) -> int:
         if self._free:
@@ -175,6 +195,7 @@ class ChargeTable(Mapping[str, MeterState]):
             state.shard,
             state.mark_ms,
             state.mark_wh,
+            state.still_ms if state.mark_ms > state.installed_ms else UNREAD,
             walk.start_wh - state.segments[-1].offset_wh,
             state.rated_w,
             self._calendar.midnight_ms(walk.part.end),
@@ -190,8 +211,18 @@ class ChargeTable(Mapping[str, MeterState]):
             levels.exhausted_raised * EXHAUSTED_RAISED
             + (levels.desired is not Supply.ON) * OFF
             + account.waits * WAITS
-            + (rate_row is None) * PLAIN,
+            + (rate_row is None) * PLAIN
+            + (state.may_export or not state.rules.notes_export) * EXPORTS
+            + (self._limits_row(state.rules) << RULES_FROM_BIT),
         )
+
+    def _limits_row(self, rules: RuleSet) -> int:
+        """Return the row of a set of rules in `limits`: a document has a handful of models."""
+        row = self._limits_of.setdefault(rules, len(self._limits_of))
+        if row == len(self.limits):
+            limits = (rules.gap_ms, rules.load_w, rules.still_with_load_ms, rules.still_without_load_ms)
+            self.limits = np.vstack([self.limits, np.array([limits], dtype=np.int64)])
+        return row
 
     def _rate_row(self, state: MeterState) -> int | None:
         """Return the row of the open part's rates; None where the vectorised forms are not proven for a meter."""

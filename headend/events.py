@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from billing.notices import Facts, Outage, RestoredPower, Tamper, TamperEvent
+from headend.rules import Severity as Severity
 from headend.validate import DAY_MS, FUTURE_SLACK_MS
 
 POWER_FAILED = 101
 POWER_BACK = 102
+SWITCH_OPEN = 301
+SWITCH_CLOSED = 302
+# What the head-end itself finds out, above every code that a meter can send.
+OWN_CODES = 70_000
+COMMUNICATION_LOST = 70_001
+MOVED_BY_ITSELF = 70_002
 # Who hears of yesterday's event can still act; a replay of last year's must tell nobody.
 TOLD_WITHIN_MS = DAY_MS
 # A quarter of an hour: a magnet that is moved about or a cover that is tried again is one thing to hear of.
@@ -36,22 +43,16 @@ class EventSort(StrEnum):
     OTHER = "other"
 
 
-class Severity(StrEnum):
-    """How grave an event is to the utility."""
-
-    INFO = "info"
-    WARNING = "warning"
-    ALARM = "alarm"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventMeaning:
-    """What a code stands for; `tamper` is what its consumer hears of, None for nothing."""
+    """What a code stands for; `tamper` is what its consumer hears of, None for nothing; `ends` what it ends."""
 
     title: str
     sort: EventSort
     severity: Severity
     tamper: TamperEvent | None = None
+    # The code that this one ends.
+    ends: int | None = None
 
     @property
     def is_told(self) -> bool:
@@ -79,6 +80,16 @@ OTHER = EventMeaning(title="other", sort=EventSort.OTHER, severity=Severity.INFO
 def meaning_of(code: int) -> EventMeaning:
     """Return what a code stands for; what is on no list is `OTHER`."""
     return EVENTS.get(code, OTHER)
+
+
+def codes_of(severity: Severity) -> set[int]:
+    """Return the known codes of a severity."""
+    return {code for code, meaning in EVENTS.items() if meaning.severity is severity}
+
+
+def ended_codes() -> set[int]:
+    """Return the codes that something else ends; an alarm of any other is over when somebody has seen it."""
+    return {meaning.ends for meaning in EVENTS.values() if meaning.ends is not None} | {COMMUNICATION_LOST}
 
 
 def may_be_told(code: int, at_ms: int, now_ms: int) -> bool:
@@ -127,7 +138,7 @@ def _pairs(first: int, titles: Iterable[str], sort: EventSort, severity: Severit
     for place, title in enumerate(titles):
         code = first + 2 * place
         found[code] = EventMeaning(title=title, sort=sort, severity=severity)
-        found[code + 1] = EventMeaning(title=f"{title}: over", sort=sort, severity=Severity.INFO)
+        found[code + 1] = EventMeaning(title=f"{title}: over", sort=sort, severity=Severity.INFO, ends=code)
     return found
 
 
@@ -159,7 +170,9 @@ EVENTS: Mapping[int, EventMeaning] = {
     **_pairs(67, ("over-current",), EventSort.QUALITY, Severity.WARNING),
     **_pairs(69, ("load to earth",), EventSort.TAMPER, Severity.ALARM),
     POWER_FAILED: EventMeaning(title="power failed", sort=EventSort.POWER_FAILED, severity=Severity.WARNING),
-    POWER_BACK: EventMeaning(title="power back", sort=EventSort.POWER_BACK, severity=Severity.INFO),
+    POWER_BACK: EventMeaning(
+        title="power back", sort=EventSort.POWER_BACK, severity=Severity.INFO, ends=POWER_FAILED
+    ),
     **_singles(151, _SETTINGS, EventSort.SETTINGS),
     157: EventMeaning(title="firmware activated", sort=EventSort.SETTINGS, severity=Severity.INFO),
     **_singles(158, ("load limit set", "load limit on", "load limit off"), EventSort.SETTINGS),
@@ -176,5 +189,9 @@ EVENTS: Mapping[int, EventMeaning] = {
     **_pairs(215, ("overload",), EventSort.QUALITY, Severity.WARNING),
     251: _tamper("cover opened", TamperEvent.COVER_OPEN),
     253: EventMeaning(title="load switch welded", sort=EventSort.SWITCH, severity=Severity.ALARM),
-    **_singles(301, ("load switch open", "load switch closed"), EventSort.SWITCH),
+    **_singles(SWITCH_OPEN, ("load switch open", "load switch closed"), EventSort.SWITCH),
+    COMMUNICATION_LOST: EventMeaning(title="communication lost", sort=EventSort.OTHER, severity=Severity.WARNING),
+    MOVED_BY_ITSELF: EventMeaning(
+        title="load switch moved without an order", sort=EventSort.SWITCH, severity=Severity.WARNING
+    ),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from billing.running import Checkpoint, Walk, owed_minor
 from billing.supply import Levels, Supply, crosses
 from billing.supply_policy import Scheme
 from billing.terms import Terms
+from headend.rules import BUILTIN_RULES, RuleSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,8 @@ class MeterState:
     """A billing meter and its account.
 
     Invariants: `mark_ms` is the latest accepted reading (or the installation) and `mark_wh` the register then;
-    `segments` rise in time and there is at least one; `relay` is the meter's latest word on its relay.
+    `segments` rise in time and there is at least one; `relay` is the meter's latest word on its relay; `still_ms` is
+    how long the register had stood still at the mark, as far as its owner has seen; `rules` are those of its model.
     """
 
     serial: str
@@ -74,6 +76,11 @@ class MeterState:
     relay: Supply | None
     relay_at_ms: int | None
     account: AccountState
+    make: str = ""
+    model: str = ""
+    may_export: bool = False
+    still_ms: int = 0
+    rules: RuleSet = BUILTIN_RULES.default
 
     def energy_to_date(self, at_ms: int, register_wh: int) -> int:
         """Carry a register over roll-overs: energy to date in Wh at a reading."""

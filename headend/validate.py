@@ -1,16 +1,20 @@
 """Validation of readings: named rules, each a reason that quarantine keeps.
 
 Stage: after decode, before rating. Takes a reading, what is known of its meter and the broker's store time; returns
-None for a good reading, or the reason and a sentence. Rules are named by the fault (VEE: validate).
+None for a good reading, or the reason and a sentence. Rules are named by the fault (VEE: validate); what becomes of a
+reading that one has caught is said by `headend.rules`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from billing.calendar import from_ms
+from billing.tariff import ENERGY_WH_MAX
+from headend.rules import RULES, Action, Reason
 from headend.state import MeterState
+
+__all__ = ["Fault", "Reason", "Reset", "Rollover"]
 
 DAY_MS = 86_400_000
 # Readings may come this long after the mark: the store of a meter with half-hourly profiles (R-17, F14).
@@ -26,23 +30,14 @@ JUMP_SLACK_WH = 10
 ROLLOVER_FROM_PERCENT = 90
 
 
-class Reason(StrEnum):
-    """Why a frame or a reading is not stored; the value is what quarantine keeps."""
-
-    MALFORMED = "malformed"
-    UNKNOWN_METER = "unknown_meter"
-    UNKNOWN_TOPIC = "unknown_topic"
-    CLOCK_ABSURD = "clock_absurd"
-    FUTURE = "future"
-    BEFORE_INSTALLATION = "before_installation"
-    REGISTER_FELL = "register_fell"
-    JUMP = "jump"
-    CONFLICT = "conflict"
-    TOO_LATE = "too_late"
-
-
 # Refused before they are readings of a meter of ours; everything else is held for an engineer.
-REJECTED = frozenset({Reason.MALFORMED, Reason.UNKNOWN_METER, Reason.UNKNOWN_TOPIC})
+REJECTED = frozenset(reason for reason, rule in RULES.items() if rule.action is Action.REJECT)
+# A scale that slipped is told apart from a register of another meter from 10 kWh on; below, any register would fit.
+SLIP_FROM_WH = 10_000
+SLIP_FACTOR = 1_000
+# What a meter used until now is a measure of what it uses from a day on, give or take a factor of four.
+SLIP_HISTORY_MS = DAY_MS
+SLIP_SPREAD = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +51,13 @@ class Fault:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollover:
     """The register passed its end between the mark and this reading."""
+
+    consumed_wh: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """The register began again at 0 between the mark and this reading."""
 
     consumed_wh: int
 
@@ -80,21 +82,67 @@ def validate_register(
     meter: MeterState, mark_ms: int, mark_wh: int, at_ms: int, register_wh: int
 ) -> Fault | Rollover | None:
     """Check a register against that of an earlier mark."""
+    if register_wh < 0:
+        return _fault(Reason.NEGATIVE, meter, f"register: expected 0 Wh or more, got {register_wh}")
     limit_wh = energy_limit_wh(meter.rated_w, at_ms - mark_ms)
     consumed_wh = register_wh - mark_wh
     if 0 <= consumed_wh <= limit_wh:
         return None
     if consumed_wh < 0:
-        rolled_wh = consumed_wh + meter.register_end_wh
-        near_end = mark_wh * 100 >= meter.register_end_wh * ROLLOVER_FROM_PERCENT
-        if near_end and 0 <= rolled_wh <= limit_wh:
-            return Rollover(consumed_wh=rolled_wh)
-        return _fault(Reason.REGISTER_FELL, meter, f"register: expected {mark_wh} Wh or more, got {register_wh}")
+        return _fallen(meter, mark_wh, register_wh, limit_wh)
+    if _slipped_up(meter, mark_ms, mark_wh, at_ms, register_wh):
+        return _fault(
+            Reason.SCALE_SLIP, meter, f"register: expected about a thousandth after {mark_wh} Wh, got {register_wh}"
+        )
     return _fault(
         Reason.JUMP,
         meter,
         f"register: expected at most {limit_wh} Wh more ({meter.rated_w} W rated), got {consumed_wh} Wh more",
     )
+
+
+def began_again(meter: MeterState, elapsed_ms: int, register_wh: int) -> Reset | None:
+    """Return the reset that a fallen register may be: what it shows was used since, as far as rated power allows."""
+    if 0 <= register_wh <= energy_limit_wh(meter.rated_w, elapsed_ms):
+        return Reset(consumed_wh=register_wh)
+    return None
+
+
+def is_possible_jump(meter: MeterState, mark_wh: int, register_wh: int) -> bool:
+    """Tell whether somebody may accept a jump: a register cannot show more than it has digits for."""
+    return mark_wh <= register_wh < meter.register_end_wh and register_wh - mark_wh <= ENERGY_WH_MAX
+
+
+def _fallen(meter: MeterState, mark_wh: int, register_wh: int, limit_wh: int) -> Fault | Rollover:
+    """Tell apart why a register fell: past its end, out of scale, begun again, another meter's, or just wrong."""
+    rolled_wh = register_wh - mark_wh + meter.register_end_wh
+    near_end = mark_wh * 100 >= meter.register_end_wh * ROLLOVER_FROM_PERCENT
+    if near_end and 0 <= rolled_wh <= limit_wh:
+        return Rollover(consumed_wh=rolled_wh)
+    scaled_wh = register_wh * SLIP_FACTOR
+    if mark_wh >= SLIP_FROM_WH and mark_wh - SLIP_FACTOR < scaled_wh <= mark_wh + limit_wh:
+        reason, what = Reason.SCALE_SLIP, "a thousandth of what was to come"
+    elif mark_wh - register_wh <= limit_wh:
+        reason, what = Reason.REGISTER_FELL, "less"
+    elif register_wh <= limit_wh:
+        reason, what = Reason.REGISTER_RESET, "a register that began again"
+    else:
+        reason, what = Reason.REGISTER_SWAP, "another meter's register"
+    return _fault(reason, meter, f"register: expected {mark_wh} Wh or more, got {register_wh}, {what}")
+
+
+def _slipped_up(meter: MeterState, mark_ms: int, mark_wh: int, at_ms: int, register_wh: int) -> bool:
+    """Tell whether a register that jumped, or what it rose by, is a thousand times what was to come."""
+    limit_wh = energy_limit_wh(meter.rated_w, at_ms - mark_ms)
+    if mark_wh >= SLIP_FROM_WH and mark_wh - 1 <= register_wh // SLIP_FACTOR <= mark_wh + limit_wh:
+        return True
+    used_wh, span_ms = meter.energy_to_date(mark_ms, mark_wh), mark_ms - meter.installed_ms
+    if span_ms < SLIP_HISTORY_MS or used_wh < SLIP_FACTOR:
+        return False
+    # Consumed over elapsed, against a thousand times what was used over the time before: as whole numbers.
+    rose = (register_wh - mark_wh) * span_ms
+    as_ever = SLIP_FACTOR * used_wh * (at_ms - mark_ms)
+    return as_ever <= rose * SLIP_SPREAD and rose <= as_ever * SLIP_SPREAD
 
 
 def validate_late(
@@ -104,17 +152,23 @@ def validate_late(
     *,
     before: tuple[int, int] | None,
     after: tuple[int, int] | None,
+    passed: frozenset[Reason] = frozenset(),
 ) -> Fault | None:
-    """Check a reading that comes after later ones: in the window, and between its neighbours (ms, energy to date)."""
-    if not in_late_window(meter, at_ms):
+    """Check a reading that comes after later ones: in the window, and between its neighbours (ms, energy to date).
+
+    Rules in `passed` are not applied.
+    """
+    if not in_late_window(meter, at_ms) and Reason.TOO_LATE not in passed:
         late_days = (meter.mark_ms - at_ms) // DAY_MS
         return _fault(Reason.TOO_LATE, meter, f"read_at: expected at most 35 days before the mark, got {late_days}")
     if before is not None and energy_wh < before[1]:
         return _fault(Reason.REGISTER_FELL, meter, f"energy: expected {before[1]} Wh or more, got {energy_wh}")
-    if before is not None and energy_wh - before[1] > energy_limit_wh(meter.rated_w, at_ms - before[0]):
-        return _fault(Reason.JUMP, meter, f"energy: got {energy_wh - before[1]} Wh more than the reading before")
     if after is not None and energy_wh > after[1]:
         return _fault(Reason.REGISTER_FELL, meter, f"energy: expected at most {after[1]} Wh, got {energy_wh}")
+    if Reason.JUMP in passed:
+        return None
+    if before is not None and energy_wh - before[1] > energy_limit_wh(meter.rated_w, at_ms - before[0]):
+        return _fault(Reason.JUMP, meter, f"energy: got {energy_wh - before[1]} Wh more than the reading before")
     if after is not None and after[1] - energy_wh > energy_limit_wh(meter.rated_w, after[0] - at_ms):
         return _fault(Reason.JUMP, meter, f"energy: got {after[1] - energy_wh} Wh less than the reading after")
     return None

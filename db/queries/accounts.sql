@@ -14,8 +14,8 @@ select a.id, a.number, a.shard, a.mode, a.opened_on, a.emergency_credit_minor, a
        a.anchor_at, a.anchor_wh, a.anchor_zones,
        a.low_arm, a.low_raised, a.exhausted_arm, a.exhausted_raised, a.desired, a.version,
        t.from_days, t.tariffs, t.categories, t.loads_w, t.area_types, t.meter_rents, t.asks_demand,
-       m.id as meter_id, m.serial, m.rated_w, m.register_end_wh, i.from_at as installed_at,
-       s.relay, s.relay_at, u.area,
+       m.id as meter_id, m.serial, m.make, m.model, m.rated_w, m.register_end_wh, i.from_at as installed_at,
+       s.relay, s.relay_at, u.area, u.may_export,
        g.segments, p.ats, p.registers, l.read_at as mark_at, l.import_wh as mark_register_wh,
        o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
 from accounts a

@@ -1,9 +1,9 @@
 -- add_meter: a meter and its changing state; a serial that is there is left as it is
 with added as (
-    insert into meters (serial, shard, make, model, rated_w, register_end_wh, custody, can_limit, drn, ea, dkga, sgc,
-                        key_type, krn, tariff_index, ken, base_year)
+    insert into meters (serial, shard, make, model, rated_w, register_end_wh, custody, can_limit,
+                        can_read_again, interval_s, drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year)
     values (%(serial)s, %(shard)s, %(make)s, %(model)s, %(rated_w)s, %(register_end_wh)s, %(custody)s, %(can_limit)s,
-            %(drn)s, %(ea)s, %(dkga)s, %(sgc)s, %(key_type)s, %(krn)s, %(tariff_index)s, %(ken)s, %(base_year)s)
+            %(can_read_again)s, %(interval_s)s, %(drn)s, %(ea)s, %(dkga)s, %(sgc)s, %(key_type)s, %(krn)s, %(tariff_index)s, %(ken)s, %(base_year)s)
     on conflict (serial) do nothing
     returning id
 )

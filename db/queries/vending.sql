@@ -84,7 +84,7 @@ from fresh f cross join edge
 group by settled
 
 -- store_gauges: rows that wait for somebody, and the age of the newest batch
-select (select count(*) from quarantine) as quarantine_rows,
+select (select count(*) from quarantine where state = 'held') as quarantine_rows,
        (select count(*) from supply_orders where state in ('pending', 'held', 'sent')) as open_orders,
        (select extract(epoch from clock_timestamp() - committed_at)::float8 from batches order by id desc limit 1)
            as newest_batch_age_s

@@ -49,6 +49,9 @@ def _held(number: int, item: int = 0) -> QuarantineRow:
         raw=raw if item == 0 else b"",
         sha256=hashlib.sha256(raw).digest(),
         item=item,
+        severity="warning",
+        stored_at=SEEN_AT,
+        rejected=number % 2 == 0,
     )
 
 

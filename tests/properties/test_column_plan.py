@@ -17,6 +17,7 @@ from headend.batch_plan import plan_batch
 from headend.charge_table import RATED_W_MAX
 from headend.edges.cache import StateCache
 from headend.pipeline import Plan, Received, plan, receive
+from headend.rules import Action, Change, Reason, ValidationRules, rule_set
 from headend.state import MeterState, RegisterSegment
 from headend.validate import CLOCK_CEILING_MS, CLOCK_FLOOR_MS, FUTURE_SLACK_MS
 from protocols.native import (
@@ -50,6 +51,26 @@ instants = st.one_of(
 registers_wh = st.one_of(
     st.integers(REGISTER_WH, REGISTER_WH + 60_000),
     st.sampled_from([0, REGISTER_WH - 1, REGISTER_WH, 999_999_900, 1_000_000_000, 10**10, 2**63 - 1]),
+)
+_RULES = rule_set()
+# One model is told of little and soon, another's falls and jumps are accepted.
+_NARROW = {
+    Reason.GAP: Change(limits={"longer_than_s": 3_600}),
+    Reason.STUCK: Change(limits={"load_w": 1, "with_load_s": 60, "without_load_s": 7_200}),
+    Reason.WRONG_INTERVAL: Change(action=Action.ACCEPT_AND_FLAG, limits={"step_s": 3_600}),
+}
+_MILD = {
+    Reason.REGISTER_RESET: Change(action=Action.ACCEPT_AND_FLAG),
+    Reason.JUMP: Change(action=Action.ACCEPT_AND_FLAG),
+    Reason.ROLLOVER: Change(action=Action.ACCEPT_AND_FLAG),
+    Reason.EXPORT: Change(action=Action.ACCEPT),
+    Reason.CONFLICT: Change(action=Action.REJECT),
+}
+MODELS = ("", "narrow", "mild")
+VALIDATION = ValidationRules(
+    id="drawn",
+    default=_RULES,
+    models={("acme", "narrow"): rule_set(_NARROW), ("acme", "mild"): rule_set(_MILD)},
 )
 channel = st.one_of(st.none(), st.integers(0, 300_000))
 relays = st.sampled_from([None, *Relay])
@@ -100,8 +121,14 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
         told=draw(st.sampled_from([None, Supply.ON, Supply.OFF])),
         waits=draw(st.booleans()),
     )
+    model = draw(st.sampled_from(MODELS))
     return replace(
         plain,
+        make="Acme",
+        model=model,
+        rules=VALIDATION.of("Acme", model),
+        may_export=draw(st.booleans()),
+        still_ms=0 if mark_ms == T0 else draw(st.sampled_from([0, 0, HOUR_MS, 29 * DAY_MS])),
         rated_w=draw(st.sampled_from([15_000] * 6 + [RATED_W_MAX, RATED_W_MAX + 1])),
         register_end_wh=draw(st.sampled_from([10**9, REGISTER_WH + 31_000])),
         segments=(RegisterSegment(from_ms=T0, offset_wh=-REGISTER_WH),),
@@ -149,16 +176,18 @@ def _orderly_readings(draw: st.DrawFn, serial: str) -> Readings:
     first_hour = draw(st.integers(21, 29 * 24))
     read_at_ms = [T0 + (first_hour + place) * HOUR_MS for place in range(draw(st.integers(1, 3)))]
     nothing: list[int | None] = [None] * len(read_at_ms)
+    # A register that stands still, or rises hour by hour.
+    stands = draw(st.sampled_from([False, False, True]))
     return Readings(
         serial=serial,
         seq=None,
         clock_ms=None,
         read_at_ms=read_at_ms,
-        import_wh=[REGISTER_WH + 30_000 + (at_ms - T0) // HOUR_MS * 60 for at_ms in read_at_ms],
-        export_wh=nothing,
+        import_wh=[REGISTER_WH + 30_000 + (0 if stands else (at_ms - T0) // HOUR_MS * 60) for at_ms in read_at_ms],
+        export_wh=[draw(st.sampled_from([None, 0, 5]))] * len(read_at_ms),
         voltage_mv=nothing,
         current_ma=nothing,
-        power_w=nothing,
+        power_w=[draw(st.sampled_from([None, 0, 500]))] * len(read_at_ms),
         pf_milli=nothing,
         freq_mhz=nothing,
         relay=draw(st.sampled_from([None, None, None, Relay.ON])),
@@ -177,7 +206,7 @@ def _readings(draw: st.DrawFn, serial: str) -> Readings:
     number = draw(st.integers(1, 3))
     return Readings(
         serial=serial,
-        seq=None,
+        seq=draw(st.one_of(st.none(), st.integers(0, 3))),
         clock_ms=draw(st.one_of(st.none(), instants)),
         read_at_ms=[first_ms + place * step_ms for place in range(count)],
         # Everybody's third reading is alike: duplicates come by themselves.
@@ -219,7 +248,7 @@ def test_any_batch_is_planned_in_columns_as_one_by_one(
 ) -> None:
     """Rows, quarantine, late readings, segments, relays, events, replies, counts, candidates and states are equal."""
     known = {state.serial: state for state in found}
-    cache = StateCache(CALENDAR)
+    cache = StateCache(CALENDAR, validation=VALIDATION)
     for state in found:
         cache.put(state)
     for batch in batches:
@@ -228,8 +257,10 @@ def test_any_batch_is_planned_in_columns_as_one_by_one(
         assert made.held == plain.held
         assert made.late == plain.late
         assert made.segments == plain.segments
+        assert sorted(made.noted) == sorted(plain.noted)
         assert made.relays == plain.relays
         assert made.events == plain.events
+        assert (made.flags, made.numbers) == (plain.flags, plain.numbers)
         assert made.replies == plain.replies
         assert made.candidates == plain.candidates
         assert made.stale_serials == plain.stale_serials

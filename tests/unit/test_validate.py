@@ -88,10 +88,10 @@ def test_register_rises_by_at_most_rated_power(consumed_wh: int, reason: Reason 
         (REGISTER_END_WH - 100, 900, Rollover(consumed_wh=1_000)),
         (REGISTER_END_WH - 1, 0, Rollover(consumed_wh=1)),
         # In the last tenth, but further than rated power allows.
-        (REGISTER_END_WH * 9 // 10, 0, Reason.REGISTER_FELL),
-        (REGISTER_END_WH - 100, 16_000, Reason.REGISTER_FELL),
+        (REGISTER_END_WH * 9 // 10, 0, Reason.REGISTER_RESET),
+        (REGISTER_END_WH - 100, 16_000, Reason.REGISTER_SWAP),
         # A reset far from the end is no roll-over.
-        (REGISTER_END_WH * 9 // 10 - 1, 0, Reason.REGISTER_FELL),
+        (REGISTER_END_WH * 9 // 10 - 1, 0, Reason.REGISTER_RESET),
         (500, 0, Reason.REGISTER_FELL),
     ],
 )
@@ -172,3 +172,71 @@ def test_energy_to_date_follows_the_segment_of_the_instant() -> None:
     assert energy_to_date(segments, T0 - 1, 10) == 0
     assert energy_to_date(segments, T0 + HOUR_MS - 1, 900) == 890
     assert energy_to_date(segments, T0 + HOUR_MS, 5) == 995
+
+
+@pytest.mark.parametrize(
+    ("mark_wh", "register_wh", "reason"),
+    [
+        # What the meter can pass in the hour is 15,010 Wh: a fall of no more is a bad or an old reading.
+        (500_000, 500_000 - 15_010, Reason.REGISTER_FELL),
+        (500_000, 500_000 - 15_011, Reason.REGISTER_SWAP),
+        (500_000, 15_011, Reason.REGISTER_SWAP),
+        (500_000, 15_010, Reason.REGISTER_RESET),
+        (500_000, 0, Reason.REGISTER_RESET),
+        (15_010, 0, Reason.REGISTER_FELL),
+        (15_011, 0, Reason.REGISTER_RESET),
+        (500_000, -1, Reason.NEGATIVE),
+    ],
+)
+def test_fallen_register_tells_reset_swap_and_fall_apart(mark_wh: int, register_wh: int, reason: Reason) -> None:
+    """A reset begins again near 0, another meter's register stands anywhere, a small fall is neither."""
+    assert _reason(validate_register(METER, T0, mark_wh, T0 + HOUR_MS, register_wh)) is reason
+
+
+@pytest.mark.parametrize(
+    ("register_wh", "reason"),
+    [
+        # kWh in the place of Wh: 500 kWh up to what an hour may add.
+        (499, Reason.REGISTER_RESET),
+        (500, Reason.SCALE_SLIP),
+        (515, Reason.SCALE_SLIP),
+        (516, Reason.REGISTER_RESET),
+        # mWh in the place of Wh.
+        (499_998_999, Reason.JUMP),
+        (499_999_000, Reason.SCALE_SLIP),
+        (515_010_999, Reason.SCALE_SLIP),
+        (515_011_000, Reason.JUMP),
+    ],
+)
+def test_register_out_of_scale_is_told_from_reset_and_jump(register_wh: int, reason: Reason) -> None:
+    """A register that is a thousand times what was to come, or a thousandth, has slipped by a unit."""
+    assert _reason(validate_register(METER, T0, 500_000, T0 + HOUR_MS, register_wh)) is reason
+
+
+def test_register_below_ten_kwh_says_nothing_of_its_scale() -> None:
+    """A young register would take nearly anything for a slip."""
+    assert _reason(validate_register(METER, T0, 9_999, T0 + HOUR_MS, 10)) is Reason.REGISTER_FELL
+    assert _reason(validate_register(METER, T0, 10_000, T0 + HOUR_MS, 10)) is Reason.SCALE_SLIP
+
+
+@pytest.mark.parametrize(
+    ("consumed_wh", "reason"),
+    [
+        (500_000 // 4 - 1, Reason.JUMP),
+        (500_000 // 4, Reason.SCALE_SLIP),
+        (500_000 * 4, Reason.SCALE_SLIP),
+        (500_000 * 4 + 1, Reason.JUMP),
+    ],
+)
+def test_increment_a_thousand_times_its_history_has_slipped(consumed_wh: int, reason: Reason) -> None:
+    """500 W for 100 days, then 1,000 times 500 Wh in an hour, give or take a factor of four."""
+    mark_wh = REGISTER_WH + 100 * 24 * 500
+    found = validate_register(METER, MARK_MS, mark_wh, MARK_MS + HOUR_MS, mark_wh + consumed_wh)
+    assert _reason(found) is reason
+
+
+def test_increment_of_a_meter_without_a_day_of_history_is_a_jump() -> None:
+    """Before a day has passed there is no history to compare with."""
+    mark_ms = T0 + DAY_MS - 1
+    found = validate_register(METER, mark_ms, REGISTER_WH + 5_000, mark_ms + HOUR_MS, REGISTER_WH + 213_000)
+    assert _reason(found) is Reason.JUMP

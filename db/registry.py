@@ -50,7 +50,8 @@ class StsIdentity:
 class NewMeter:
     """A meter to register.
 
-    Its register rolls over at `register_end_wh`; one that has `can_limit` limits the load where others cut it.
+    Its register rolls over at `register_end_wh`; one that has `can_limit` limits the load where others cut it; one that
+    has `can_read_again` sends stored readings again when ordered to. `interval_s` None is learnt from its readings.
     """
 
     serial: str
@@ -60,6 +61,8 @@ class NewMeter:
     register_end_wh: int
     custody: str = "licensee"
     can_limit: bool = False
+    can_read_again: bool = True
+    interval_s: int | None = None
     sts: StsIdentity | None = None
 
 
@@ -104,6 +107,8 @@ async def add_meter(conn: AsyncConnection, meter: NewMeter) -> bool:
         "register_end_wh": meter.register_end_wh,
         "custody": meter.custody,
         "can_limit": meter.can_limit,
+        "can_read_again": meter.can_read_again,
+        "interval_s": meter.interval_s,
         **identity,
     }
     cursor = await conn.execute(sql("add_meter"), parameters)

@@ -188,8 +188,8 @@ def _check_charged(book: Book, case: Case, last: Point | None, calendar: LocalCa
     charged_wh = sum(booked.energy_wh for period, booked in case.periods.items() if period < current)
     running = open_bills(view.checkpoint, view.terms, view.points, calendar)
     charged_wh += sum(energy_wh for energy_wh, _ in running.values())
-    first = installation(view)
-    metered_wh = (last or first).energy_wh - first.energy_wh
+    # Energy to date begins with the account, also where another meter stands by now.
+    metered_wh = (last or installation(view)).energy_wh
     if charged_wh != metered_wh:
         text = f", meter {view.meter.serial}: charged {charged_wh} Wh, registers say {metered_wh} Wh"
         _fail(book, "I4-charged", case, text)
@@ -205,7 +205,7 @@ def _check_closed_parts(book: Book, case: Case, curve: Sequence[Point], calendar
     """
     for period in strays(case.parts, case.periods):
         _fail(book, "I5", case, f", from {period}: journals have booked this and no bill part begins there")
-    edge_wh = installation(case.view).energy_wh
+    edge_wh: int | None = 0
     known = 1
     for recount in recounted(case.parts, case.periods, curve, calendar):
         book.count("I5")

@@ -8,6 +8,7 @@ from headend.events import (
     EVENTS,
     OTHER,
     OUTAGE_MS_MIN,
+    OWN_CODES,
     POWER_BACK,
     POWER_FAILED,
     TOLD_WITHIN_MS,
@@ -69,7 +70,7 @@ def test_codes_from_one_to_three_hundred_and_two_carry_a_title() -> None:
     """Each code of the list is there once, ends named after what they end."""
     assert len({meaning.title for meaning in EVENTS.values()}) == len(EVENTS)
     assert min(EVENTS) == 1
-    assert max(EVENTS) == 302
+    assert max(code for code in EVENTS if code < OWN_CODES) == 302
     assert meaning_of(202).title == "magnet: over"
 
 

@@ -77,6 +77,13 @@ def require_staff(caller: Caller) -> None:
         raise _refused(caller, "a vendor's or an engineer's")
 
 
+def require_engineer(caller: Caller) -> EngineerCaller:
+    """Raises: NotAllowed unless an engineer calls."""
+    if isinstance(caller, EngineerCaller):
+        return caller
+    raise _refused(caller, "an engineer's")
+
+
 def require_account(caller: Caller, account_id: int | None) -> None:
     """Let engineers pass, and the consumer of this very account; None is an account that does not exist.
 

@@ -1,0 +1,44 @@
+"""Engineers' access: the head-end's routes beside the vending interface, behind the same keys.
+
+Stage: where head-end and vending are put together, since neither imports the other.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from psycopg import AsyncConnection
+
+from db.orders import wall_ms
+from headend.edges.engineer_api import Desk, add_engineer_api
+from prepaid.settings import Settings
+from vending.edges.auth import EngineerCaller, require_engineer
+from vending.edges.keys import Role, issue_api_key
+from vending.edges.routes import CallerOf, state_of
+
+
+def add_engineers(app: FastAPI, settings: Settings) -> None:
+    """Add the head-end's routes to the vending application; they share its pool and keys."""
+    from prepaid.processes import calendar_of
+
+    desk = Desk(
+        pool_of=lambda request: state_of(request).pool,
+        calendar=calendar_of(settings),
+        silent_after_h=settings.silent_after_h,
+        clock=wall_ms,
+    )
+    add_engineer_api(app, desk, only_engineers)
+
+
+async def only_engineers(caller: CallerOf) -> EngineerCaller:
+    """Let engineers pass. Raises: NotAllowed."""
+    return require_engineer(caller)
+
+
+def run_engineer_key(settings: Settings) -> str:
+    """Return a new API key of an engineer."""
+    from prepaid.administration import on_database
+
+    async def work(conn: AsyncConnection) -> str:
+        return (await issue_api_key(conn, Role.ENGINEER)).header
+
+    return on_database(settings, work)

@@ -11,9 +11,12 @@ lets the copy fall by that rate instead, alarms from it without any contact, and
 a token gave.
 
 While its relay is limited, the simulated home sheds what is above the limit.
+
+Its profile outlives a failure of power and what was confirmed: asked to read, it sends stored readings again.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
@@ -134,6 +137,9 @@ class SimulatedMeter:
         self._interval_ends_ms: int | None = None
         self._seq = 0
         self._readings: deque[_StoredReading] = deque()
+        # What the meter has measured, sent or not, and what of it was asked for again.
+        self._profile: deque[_StoredReading] = deque(maxlen=self.settings.stored_readings_max)
+        self._asked_again: deque[_StoredReading] = deque()
         self._messages: deque[MeterEvent | CommandReply] = deque()
         self._alarm_if_low()
 
@@ -150,7 +156,7 @@ class SimulatedMeter:
     @property
     def stored_count(self) -> int:
         """Count readings, events and replies not yet confirmed."""
-        return len(self._readings) + len(self._messages)
+        return len(self._readings) + len(self._asked_again) + len(self._messages)
 
     def clock_ms(self, now_ms: int) -> int:
         """Tell the meter's own time."""
@@ -230,15 +236,16 @@ class SimulatedMeter:
         self.buzzer_on = False
 
     def next_unsent(self, now_ms: int) -> Uplink | None:
-        """Compose the oldest message the head-end lacks, or None: events and replies first, then readings.
+        """Compose the oldest message the head-end lacks, or None: events and replies, readings, what was asked again.
 
         Consecutive readings go as one block with their original times. Composing changes nothing but `seq`.
         """
         if self._messages:
             return self._messages[0]
-        if not self._readings:
+        unsent = self._readings or self._asked_again
+        if not unsent:
             return None
-        run = self._oldest_run()
+        run = _oldest_run(unsent)
         self._seq += 1
         return Readings(
             serial=self.serial,
@@ -264,11 +271,16 @@ class SimulatedMeter:
                 self._messages.popleft()
             return
         for read_at_ms, register_wh in zip(uplink.read_at_ms, uplink.import_wh, strict=True):
-            if not self._readings:
-                return
-            oldest = self._readings[0]
-            if (oldest.read_at_ms, oldest.register_wh) == (read_at_ms, register_wh):
-                self._readings.popleft()
+            for unsent in (self._readings, self._asked_again):
+                if unsent and (unsent[0].read_at_ms, unsent[0].register_wh) == (read_at_ms, register_wh):
+                    unsent.popleft()
+                    break
+
+    def lose_unsent(self) -> int:
+        """Let what waits to be sent count as sent, as if a broker had taken it and lost its disk; return how many."""
+        lost = len(self._readings)
+        self._readings.clear()
+        return lost
 
     def _execute(self, command: Command, now_ms: int) -> tuple[MeterEvent, ...]:
         events: tuple[MeterEvent, ...] = ()
@@ -286,7 +298,18 @@ class SimulatedMeter:
             self._before_token = None
         if command.kind is OrderKind.ALARM:
             self._sound((command.level or "low").upper())
+        if command.kind is OrderKind.READ:
+            self._send_again(command.read_from_ms or 0, command.read_to_ms or 0)
         return events
+
+    def _send_again(self, begins_ms: int, ends_ms: int) -> None:
+        """Line up stored readings of a span, ends included, but for those that are about to be sent anyway."""
+        waiting = {stored.read_at_ms for stored in (*self._readings, *self._asked_again)}
+        self._asked_again.extend(
+            stored
+            for stored in self._profile
+            if begins_ms <= stored.read_at_ms <= ends_ms and stored.read_at_ms not in waiting
+        )
 
     def _can_move_to(self, relay: Relay | None) -> bool:
         if relay is Relay.LIMITED and not self.settings.can_limit:
@@ -408,6 +431,7 @@ class SimulatedMeter:
         self.buzzer_on = False
 
     def _store_reading(self, stored: _StoredReading) -> None:
+        self._profile.append(stored)
         if len(self._readings) >= self.settings.stored_readings_max:
             self._readings.popleft()
             self.dropped_count += 1
@@ -419,21 +443,22 @@ class SimulatedMeter:
             self.dropped_count += 1
         self._messages.append(message)
 
-    def _oldest_run(self) -> list[_StoredReading]:
-        """Take the longest equally spaced beginning of the store that a block can carry."""
-        run: list[_StoredReading] = []
-        step_ms = 0
-        for stored in self._readings:
-            if len(run) == BLOCK_INTERVALS_MAX:
+
+def _oldest_run(unsent: Iterable[_StoredReading]) -> list[_StoredReading]:
+    """Take the longest equally spaced beginning of what is unsent that a block can carry."""
+    run: list[_StoredReading] = []
+    step_ms = 0
+    for stored in unsent:
+        if len(run) == BLOCK_INTERVALS_MAX:
+            break
+        if run:
+            spacing_ms = stored.read_at_ms - run[-1].read_at_ms
+            step_ms = step_ms or spacing_ms
+            fits = 0 < spacing_ms <= BLOCK_STEP_S_MAX * 1000 and spacing_ms % 1000 == 0
+            if spacing_ms != step_ms or not fits:
                 break
-            if run:
-                spacing_ms = stored.read_at_ms - run[-1].read_at_ms
-                step_ms = step_ms or spacing_ms
-                fits = 0 < spacing_ms <= BLOCK_STEP_S_MAX * 1000 and spacing_ms % 1000 == 0
-                if spacing_ms != step_ms or not fits:
-                    break
-            run.append(stored)
-        return run
+        run.append(stored)
+    return run
 
 
 def _money(amount_minor: int | None) -> str:

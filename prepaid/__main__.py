@@ -26,9 +26,14 @@ from prepaid.account_commands import print_statement
 from prepaid.bench_commands import bench_app
 from prepaid.contact_commands import contacts_app
 from prepaid.correction_commands import corrections_app
+from prepaid.counting_commands import add_counting_commands
+from prepaid.event_commands import alarms_app, events_app
+from prepaid.gap_commands import gaps_app
+from prepaid.import_commands import import_command
 from prepaid.money_commands import add_account_commands, money_app, rules_app
 from prepaid.notice_commands import notices_app
 from prepaid.processes import calendar_of
+from prepaid.quarantine_commands import quarantine_app
 from prepaid.report_commands import report_app
 from prepaid.settings import PrepaidError, Settings, load_settings
 from prepaid.sts_commands import sts_app
@@ -37,6 +42,8 @@ from prepaid.supply_rule_commands import supply_rules_app
 from prepaid.system import running_system
 from prepaid.tariff_commands import tariffs_app
 from prepaid.threshold_commands import thresholds_command
+from prepaid.validation_commands import export_command, validation_rules_app
+from prepaid.worker_commands import workers_command
 
 app = typer.Typer(
     name="prepaid",
@@ -55,6 +62,7 @@ app.add_typer(meters_app, name="meters")
 app.add_typer(accounts_app, name="accounts")
 accounts_app.command(name="statement")(print_statement)
 accounts_app.command(name="thresholds")(thresholds_command)
+accounts_app.command(name="export")(export_command)
 add_account_commands(accounts_app)
 app.add_typer(money_app, name="money")
 app.add_typer(corrections_app, name="corrections")
@@ -66,7 +74,15 @@ app.add_typer(contacts_app, name="contacts")
 app.add_typer(tariffs_app, name="tariffs")
 app.add_typer(bench_app, name="bench")
 app.add_typer(report_app, name="report")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(validation_rules_app, name="validation-rules")
+app.add_typer(gaps_app, name="gaps")
+app.command(name="import")(import_command)
 app.add_typer(supply_app, name="supply")
+app.add_typer(events_app, name="events")
+app.add_typer(alarms_app, name="alarms")
+add_counting_commands(app)
+app.command(name="workers")(workers_command)
 
 DEFAULT_TARIFF = "punjab-ds-2026-27"
 # What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
@@ -108,11 +124,19 @@ def main() -> None:
 
 
 @app.command()
-def up(data: DataDir = None) -> None:
+def up(
+    data: DataDir = None,
+    ingest_processes: Annotated[
+        int | None, typer.Option("--ingest", min=1, max=32, help="Ingest processes (PREPAID_INGEST_PROCESSES).")
+    ] = None,
+) -> None:
     """Start database, broker, ingest, dispatcher and API; stop cleanly on Ctrl-C."""
     from prepaid.up import run_up
 
-    run_up(_settings(data))
+    settings = _settings(data)
+    if ingest_processes is not None:
+        settings = settings.model_copy(update={"ingest_processes": ingest_processes})
+    run_up(settings)
 
 
 @app.command()
@@ -145,6 +169,22 @@ def notify() -> None:
     from prepaid.processes import run_notify
 
     run_notify(_settings(None))
+
+
+@app.command()
+def bridge() -> None:
+    """Run one bridge process: meters of other makes and brokers, handed over to ours."""
+    from prepaid.processes import run_bridge
+
+    run_bridge(_settings(None))
+
+
+@app.command()
+def watch() -> None:
+    """Run one watch process: completeness, silent meters, counts of what meters have sent."""
+    from prepaid.processes import run_watch
+
+    run_watch(_settings(None))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,32 +20,65 @@ from prepaid.settings import load_settings
 
 bench_app = typer.Typer(help="Measured figures, each beside a reference run.", no_args_is_help=True)
 
-READINGS = 400_000
-BLOCK = 24
-METERS = 2_000
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data", help="Folder in which the scratch folder is made (PREPAID_DATA_DIR).")
 ]
 
 
+class ModeChoice(Enum):
+    """How meters report; ALL is each way in turn."""
+
+    SINGLE = "single"
+    GATEWAY = "gateway"
+    BLOCK48 = "block48"
+    ALL = "all"
+
+
 @bench_app.command()
 def ingest(
-    readings: Annotated[int, typer.Option(help="How many readings to offer.")] = READINGS,
-    block: Annotated[int, typer.Option(help="Readings in a message, 1 to 96.")] = BLOCK,
-    meters: Annotated[int, typer.Option(help="How many meters report them.")] = METERS,
+    mode: Annotated[
+        ModeChoice,
+        typer.Option(help="One reading a message, ten such publishes a write, or 48 intervals a message."),
+    ] = ModeChoice.ALL,
+    rate: Annotated[
+        float | None, typer.Option(help="Messages a second; without it, what each mode is asked for.")
+    ] = None,
+    as_fast: Annotated[
+        bool, typer.Option("--max", help="Publish as fast as acknowledgements come, without a schedule.")
+    ] = False,
+    seconds: Annotated[int, typer.Option(help="How long each burst lasts.")] = 60,
+    meters: Annotated[int, typer.Option(help="How many meters report, each with its account.")] = 100_000,
+    connections: Annotated[int, typer.Option(help="MQTT connections that they share.")] = 2_000,
+    ingest_processes: Annotated[int, typer.Option(help="Ingest processes.")] = 1,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="Look for the highest rate at which lag stays bounded; run at half of it.")
+    ] = False,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="With --knee: run at twice the knee, then drain.")
+    ] = False,
     data: DataDir = None,
     json_output: Json = False,
 ) -> None:
-    """Readings per second through broker, one ingest process and database; status 1 if one was lost."""
-    from loadtests.bench import IngestLoad, bench_ingest
+    """Readings per second from meters' publishes to charged and durable; status 1 if one was lost or not charged."""
+    from loadtests.bench_ingest import IngestLoad, bench_ingest
+    from loadtests.flood_frames import Mode
 
     settings = load_settings()
     if data is not None:
         settings = settings.model_copy(update={"data_dir": data})
     console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
-    load = IngestLoad(readings=readings, block=block, meters=meters)
+    load = IngestLoad(
+        modes=tuple(Mode) if mode is ModeChoice.ALL else (Mode(mode.value),),
+        rate=rate,
+        as_fast=as_fast,
+        seconds=seconds,
+        meters=meters,
+        connections=connections,
+        processes=ingest_processes,
+        knee=knee,
+        overload=overload,
+    )
     with console.progress_bars() as bars:
         report = bench_ingest(settings, load, bars)
     _print(report, json_output=json_output)

@@ -9,8 +9,8 @@ The form is CSV in UTF-8 with a header line that names the columns, in any order
 given. Columns marked * are required.
 
 Meters: serial*, rated_w* (W), register_end_wh* (Wh at which the register rolls over), make, model, custody (licensee
-or consumer), can_limit (yes or no), and for an STS meter all of drn, ea, dkga, sgc, key_type, krn, tariff_index, ken,
-base_year.
+or consumer), can_limit, can_read_again (yes or no), interval_s (seconds between readings), and for an STS meter all of
+drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year.
 
 Accounts: number*, consumer* (name), usage_point*, meter_serial*, opened_at* (ISO 8601 with zone), register_wh* (Wh
 then), tariff_id*, sanctioned_load_w* (W), language, phone, email, area, feeder, mode (prepaid or postpaid),
@@ -85,7 +85,7 @@ _PHONE = re.compile(r"\+?[0-9][0-9 -]{4,19}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 _METER_REQUIRED = ("serial", "rated_w", "register_end_wh")
-_METER_OPTIONAL = ("make", "model", "custody", "can_limit")
+_METER_OPTIONAL = ("make", "model", "custody", "can_limit", "can_read_again", "interval_s")
 _STS = ("drn", "ea", "dkga", "sgc", "key_type", "krn", "tariff_index", "ken", "base_year")
 _ACCOUNT_REQUIRED = (
     "number",
@@ -210,6 +210,8 @@ def _read_meters(file: Path, errors: Errors) -> list[Line[NewMeter]]:
             register_end_wh=line.require("register_end_wh", whole_field(1, _INT8_MAX), 1),
             custody=line.read("custody", one_of("licensee", "consumer"), "licensee"),
             can_limit=line.read("can_limit", one_of("yes", "no"), "no") == "yes",
+            can_read_again=line.read("can_read_again", one_of("yes", "no"), "yes") == "yes",
+            interval_s=line.read("interval_s", whole_field(1, 86_400), 0) or None,
             sts=_read_sts(line),
         )
         if line.good:

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import structlog
 import uvloop
@@ -98,11 +99,56 @@ def run_notify(settings: Settings) -> None:
     _run(body)
 
 
+def run_bridge(settings: Settings) -> None:
+    """Run a bridge.
+
+    Raises: SettingsError without a file of sources or an MQTT listener; SourcesError when the file is unusable.
+    """
+    from headend.edges.bridge import Bridge, BridgeSettings
+    from headend.edges.bridge_metrics import BridgeMetrics
+    from headend.edges.stream import prepare_stream
+    from prepaid.sources import read_sources
+
+    if settings.sources is None:
+        raise SettingsError("PREPAID_SOURCES: expected the file of the bridge's sources")
+    nats_url = _required(settings.nats_url, "PREPAID_NATS_URL")
+    own = urlsplit(_required(settings.mqtt_url, "PREPAID_MQTT_URL"))
+    bridge_settings = BridgeSettings(
+        sources=read_sources(settings.sources, settings.zone),
+        mqtt_host=own.hostname or "127.0.0.1",
+        mqtt_port=own.port or 1883,
+        member=settings.bridge_member,
+    )
+    metrics = BridgeMetrics()
+
+    async def body(stop: asyncio.Event) -> None:
+        with serve_metrics(metrics.registry, settings.bridge_metrics_port):
+            # Before the first hand-over: our broker confirms and drops what no consumer asks for.
+            own_host, own_port = bridge_settings.mqtt_host, bridge_settings.mqtt_port
+            await prepare_stream(nats_url, own_host, own_port, ack_wait_s=settings.ack_wait_s)
+            await Bridge(bridge_settings, metrics).run(stop)
+
+    _run(body)
+
+
+def run_watch(settings: Settings) -> None:
+    """Run a watch: what only time shows, and what is counted apart from the batches."""
+    from headend.edges.watch import Watch, WatchSettings
+
+    watch_settings = WatchSettings(
+        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        calendar=calendar_of(settings),
+        silent_after_h=settings.silent_after_h,
+    )
+    _run(Watch(watch_settings).run)
+
+
 def run_api(settings: Settings) -> None:
     """Run the HTTP API."""
     # Only this process pays for loading the web framework.
     import uvicorn
 
+    from prepaid.engineers import add_engineers
     from prepaid.keys import soft_security_module
     from vending.edges.api import create_app
 
@@ -116,6 +162,7 @@ def run_api(settings: Settings) -> None:
         stale_reading_s=settings.stale_reading_s,
         sms_secret=None if settings.sms_secret is None else settings.sms_secret.encode(),
     )
+    add_engineers(app, settings)
     uvicorn.run(app, host=settings.api_host, port=settings.api_port, log_config=None, access_log=False)
 
 

@@ -191,7 +191,7 @@ async def replay(
 
     before = await _on_database(system, enter)
     sending_s = time.monotonic()
-    sent = await _tended(system, _send_all(system, meters, options, progress))
+    sent = await tended(system, _send_all(system, meters, options, progress))
     seconds = time.monotonic() - sending_s
     report = await _on_database(system, settle)
     report.seconds = seconds
@@ -342,7 +342,7 @@ async def _send_all(system: System, meters: Sequence[ReplayMeter], options: Repl
     return sent
 
 
-async def _tended(system: System, work: Coroutine[Any, Any, int]) -> int:
+async def tended(system: System, work: Coroutine[Any, Any, T]) -> T:
     """Do some work, bringing back processes that die meanwhile; end with the first that stays broken."""
     working = asyncio.create_task(work)
     try:

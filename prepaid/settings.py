@@ -85,8 +85,14 @@ class Settings(BaseSettings):
     cut_offs_per_hour_max: int = Field(
         default=3_000, ge=1, description="new cut-offs per hour and area; then they wait for a release"
     )
+    silent_after_h: int = Field(
+        default=24, ge=1, le=8_784, description="h after which a meter that is not heard of is silent"
+    )
     vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
     vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")
+    ingest_processes: int = Field(
+        default=1, ge=1, le=32, description="under `up`: ingest processes, which share the 32 shards"
+    )
     ingest_metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="loopback TCP port of an ingest process's /metrics; unset: none"
     )
@@ -95,6 +101,11 @@ class Settings(BaseSettings):
     )
     notify_metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="loopback TCP port of a notifier's /metrics; unset: none"
+    )
+    sources: Path | None = Field(default=None, description="TOML file of the bridge's sources; unset: no bridge")
+    bridge_member: int = Field(default=1, ge=1, le=999, description="number of this bridge among those of its sources")
+    bridge_metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="loopback TCP port of a bridge's /metrics; unset: none"
     )
     smtp_host: str | None = Field(default=None, description="mail server; unset: no e-mail is sent")
     smtp_port: int = Field(default=587, ge=1, le=65_535, description="TCP port of the mail server")

@@ -78,11 +78,13 @@ class System:
         return self._processes[name].child.pid
 
     def start(self, name: str) -> None:
-        """Start one of ours: `ingest`, `dispatch`, `notify` or `api`."""
+        """Start one of ours: `ingest`, `dispatch`, `notify` or `api`; `ingest.2` is another `ingest`."""
+        what, _, number = name.partition(".")
         log_path = self._log_path(name)
         # -P: a folder named db where the operator stands must not hide our package.
-        command = [sys.executable, "-P", "-m", "prepaid", name]
-        child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=self._environment())
+        command = [sys.executable, "-P", "-m", "prepaid", what]
+        environment = self._environment(int(number or 1))
+        child = spawn(command, log_path=log_path, death_signal=signal.SIGTERM, environment=environment)
         self._processes[name] = _Process(name=name, child=child, started_s=time.monotonic())
 
     def start_all(self, names: Sequence[str]) -> None:
@@ -137,7 +139,7 @@ class System:
     def _log_path(self, name: str) -> Path:
         return self.settings.data_dir / f"{name}.log"
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, number: int) -> dict[str, str]:
         values = {
             "DATABASE_URL": self.parts.database_url,
             "NATS_URL": self.parts.nats_url,
@@ -145,6 +147,9 @@ class System:
             "API_PORT": str(self.api_port),
             "DATA_DIR": str(self.settings.data_dir),
         }
+        if number > 1 and self.settings.ingest_metrics_port is not None:
+            # The first has the port itself.
+            values["INGEST_METRICS_PORT"] = str(self.settings.ingest_metrics_port + number - 1)
         return {**os.environ, **{ENV_PREFIX + name: value for name, value in values.items()}}
 
 

@@ -16,7 +16,7 @@ from prepaid.notice_ports import sends_notices
 from prepaid.settings import Settings
 from prepaid.system import System, running_system
 
-PROCESSES = ("ingest", "dispatch", "api")
+PROCESSES = ("dispatch", "watch", "api")
 _LOOK_S = 0.5
 
 
@@ -29,8 +29,7 @@ def run_up(settings: Settings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    processes = (*PROCESSES, "notify") if sends_notices(settings) else PROCESSES
-    with running_system(settings, processes) as system:
+    with running_system(settings, processes_of(settings)) as system:
         _print_addresses(system)
         closed = _last_due(settings) - timedelta(days=1)
         while not stop.wait(_LOOK_S):
@@ -40,6 +39,14 @@ def run_up(settings: Settings) -> None:
                 system.start_once("close-day")
                 closed = due
         console.out.print("stopping")
+
+
+def processes_of(settings: Settings) -> tuple[str, ...]:
+    """Name the processes that run all the time."""
+    more_ingest = [f"ingest.{number}" for number in range(2, settings.ingest_processes + 1)]
+    notify = ["notify"] if sends_notices(settings) else []
+    bridge = ["bridge"] if settings.sources is not None else []
+    return ("ingest", *more_ingest, *PROCESSES, *notify, *bridge)
 
 
 def _last_due(settings: Settings) -> date:

@@ -527,3 +527,36 @@ def test_any_history_is_told_completely_once_and_in_order(steps: list[tuple[str,
             assert (home.relay, home.limit_w, home.balance_minor, home.register_wh) == state
     send()
     assert sent == expected
+
+
+def read_again(first: int, last: int, *, epoch: int = 1) -> Command:
+    """Make an order to send the readings of some half hours again."""
+    return Command(
+        order_id=epoch,
+        epoch=epoch,
+        kind=OrderKind.READ,
+        relay=None,
+        level=None,
+        balance_minor=None,
+        threshold_minor=None,
+        expires_at_ms=T0 + 48 * HALF_HOUR_MS,
+        read_from_ms=T0 + first * HALF_HOUR_MS,
+        read_to_ms=T0 + last * HALF_HOUR_MS,
+    )
+
+
+def test_stored_readings_are_sent_again_when_ordered() -> None:
+    """Ends included, with their own times and registers, in blocks; what is about to be sent anyway comes once."""
+    simulated = meter()
+    for number in range(1, 8):
+        simulated.advance(T0 + number * HALF_HOUR_MS, 100)
+        if number == 5:
+            drain(simulated)
+    assert result_of(simulated.obey(read_again(3, 6), T0 + 8 * HALF_HOUR_MS)) is ReplyResult.DONE
+    sent = [uplink for uplink in drain(simulated) if isinstance(uplink, Readings)]
+    expected = [[6, 7], [3, 4, 5]]
+    assert [uplink.read_at_ms for uplink in sent] == [[T0 + n * HALF_HOUR_MS for n in run] for run in expected]
+    assert [uplink.import_wh for uplink in sent] == [[n * 100 for n in run] for run in expected]
+    # A repeated delivery is answered, and the readings do not come a third time.
+    assert result_of(simulated.obey(read_again(3, 6), T0 + 8 * HALF_HOUR_MS)) is ReplyResult.DONE
+    assert [uplink for uplink in drain(simulated) if isinstance(uplink, Readings)] == []

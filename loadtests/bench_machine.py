@@ -6,14 +6,20 @@ user name.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import nats
 from psycopg import AsyncConnection
+
+WARNING_SHOWN_MAX: Final = 100
 
 
 def machine_facts() -> dict[str, object]:
@@ -89,6 +95,44 @@ def machine_cpu_seconds() -> float | None:
         return None
     # user, nice, system, idle, iowait, irq, softirq; what follows is not ours, or counted already. Source: proc(5).
     return _ticks_s([*fields[:3], *fields[5:7]])
+
+
+def resident_mib(pid: int) -> float | None:
+    """Return the memory that a process holds; None if it has ended."""
+    found = _memory_kib(pid)
+    return None if found is None else found["VmRSS"] / 1024
+
+
+def family_resident_mib(pid: int) -> float:
+    """Return the memory that a process and its children hold, what they share counted once: that of who has most."""
+    places = [int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit()]
+    members = [pid, *(each for each in places if (fields := _stat(each)) and fields[1] == str(pid))]
+    found = [memory for each in members if (memory := _memory_kib(each)) is not None]
+    shared = max((memory["RssShmem"] for memory in found), default=0)
+    return (sum(memory["RssAnon"] for memory in found) + shared) / 1024
+
+
+def _memory_kib(pid: int) -> dict[str, int] | None:
+    """Return what the system tells of a process's memory; files that are mapped are nobody's own."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    pairs = (line.split(":", 1) for line in lines)
+    found = {name: int(value.split()[0]) for name, value in pairs if name in ("VmRSS", "RssAnon", "RssShmem")}
+    return found if len(found) == 3 else None
+
+
+def log_warnings(log_paths: Iterable[Path]) -> dict[str, int]:
+    """Count what processes have warned of: each event with the beginning of its detail."""
+    found: Counter[str] = Counter()
+    for path in log_paths:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if event["level"] in ("warning", "error"):
+                    found[f"{event['event']}: {event.get('detail', '')}"[:WARNING_SHOWN_MAX]] += 1
+    return dict(found)
 
 
 def _stat(pid: int) -> list[str] | None:

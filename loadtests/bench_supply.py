@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import httpx
@@ -39,6 +36,7 @@ from headend.edges.stream import stream_backlog
 from loadtests.bench_machine import (
     cpu_seconds,
     family_cpu_seconds,
+    log_warnings,
     machine_cpu_seconds,
     machine_facts,
     measured_at,
@@ -84,7 +82,6 @@ POLL_S: Final = 0.1
 STALL_S_MAX: Final = 30.0
 # Whatever else runs takes from what is measured; the difference to the sum of ours tells how much.
 WHOLE_MACHINE: Final = "whole_machine"
-WARNING_SHOWN_MAX: Final = 100
 SETTINGS_SHOWN: Final = ("synchronous_commit", "fsync", "full_page_writes", "shared_buffers", "track_commit_timestamp")
 WORK_PER_READING: Final = (
     "MQTT QoS 1, stored by the broker",
@@ -190,7 +187,7 @@ def bench_supply(settings: Settings, load: SupplyLoad, progress: Progress) -> di
             cpu_of = _cpu_clocks(system, server, broker)
             with _without_old_walks():
                 parts, warm_up_s, run = uvloop.run(_measure(system, load, plan, key, cpu_of, progress))
-            warnings = {name: _warnings(system.settings.data_dir / f"{name}.log") for name in PROCESSES}
+            warnings = {name: log_warnings([system.settings.data_dir / f"{name}.log"]) for name in PROCESSES}
     return {
         "benchmark": "supply",
         "measured_at": measured_at(),
@@ -470,17 +467,6 @@ def _cpu_clocks(
         "meters_and_shop": time.process_time,
         WHOLE_MACHINE: machine_cpu_seconds,
     }
-
-
-def _warnings(log_path: Path) -> dict[str, int]:
-    """Count what a process has warned of, the warm-up included: each event with the beginning of its detail."""
-    found: Counter[str] = Counter()
-    for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            event = json.loads(line)
-            if event["level"] in ("warning", "error"):
-                found[f"{event['event']}: {event.get('detail', '')}"[:WARNING_SHOWN_MAX]] += 1
-    return dict(found)
 
 
 def _limits_shown(settings: Settings) -> dict[str, object]:

@@ -161,7 +161,7 @@ class ChargeWriter:
         for number, columns in enumerate(arriving):
             batch = self._ahead.pop() if self._ahead else self._planned(columns)
             following = arriving[number + 1] if number + 1 < len(arriving) else None
-            await self._writer.write(batch, self._leases, partial(self._plan_ahead, batch, following))
+            await self._writer.write(batch, self._leases, meanwhile=partial(self._plan_ahead, batch, following))
             if not self._ahead:
                 self._cache.adopt(batch.made)
             for ahead in self._ahead:

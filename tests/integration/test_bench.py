@@ -1,9 +1,8 @@
 """The `bench` commands on a very small load: the shape of the report, nothing lost, honest ratios. No timing."""
 
 import json
-import struct
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from loadtests.bench import BenchError, IngestLoad, bench_ingest, encode_copy, simulated_readings
+from loadtests.bench_ingest import IngestLoad, bench_ingest
+from loadtests.flood_frames import Mode
+from loadtests.ingest_stage import last_month
+from loadtests.scratch import BenchError
 from prepaid.bench_commands import bench_app
 from prepaid.settings import Settings
-from protocols.rows import ReadingRow
 
-METERS, READINGS, BLOCK = 20, 2_000, 24
-# Twenty meters with 100 intervals each: four blocks of 24 and one of 4; then three twentieths as single readings.
-MESSAGES, SINGLES = 100, 300
+# Five turns of forty meters in a second.
+METERS, CONNECTIONS, RATE = 40, 8, 200
 
 
 @pytest.fixture(autouse=True)
@@ -37,28 +37,65 @@ def _run(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.db
 @pytest.mark.broker
-def test_bench_ingest_of_a_tiny_load_stores_all_and_reports_both_runs(data_dir: Path) -> None:
-    """Every reading offered is acknowledged and stored, and each ratio is that of the two figures beside it."""
+def test_bench_ingest_of_a_tiny_load_stores_and_charges_all_in_every_mode(data_dir: Path) -> None:
+    """What is offered is acknowledged, stored and charged, the books are whole, and ratios are of figures beside."""
     report = _run(
         "ingest",
-        *("--meters", str(METERS), "--readings", str(READINGS), "--block", str(BLOCK), "--data", str(data_dir)),
+        *("--meters", str(METERS), "--connections", str(CONNECTIONS), "--rate", str(RATE), "--seconds", "1"),
+        *("--data", str(data_dir)),
     )
     assert report["lost"] == 0
     assert report["complete"] is True
     assert report["settings"]["fsync"] == report["settings"]["synchronous_commit"] == "on"
     assert datetime.fromisoformat(report["measured_at"]).tzinfo == UTC
     assert {"cpu_model", "cores", "python", "postgresql", "nats_server", "file_system"} <= report["machine"].keys()
-    assert [(row["block"], row["offered"], row["messages"]) for row in report["rows"]] == [
-        (BLOCK, READINGS, MESSAGES),
-        (1, SINGLES, SINGLES),
-    ]
-    for row in report["rows"]:
-        assert row["messages_pubacked"] == row["messages"]
-        assert row["stored"] == row["offered"] == row["reference"]["readings"]
-        assert row["duplicate"] == row["rejected"] == row["quarantined"] == row["lost"] == 0
-        assert row["reference"]["batch"] == row["readings_per_transaction"] >= 1
-        assert row["ratio"] == round(row["readings_per_second"] / row["reference"]["readings_per_second"], 3)
+    assert [mode["mode"] for mode in report["modes"]] == ["single", "gateway", "block48"]
+    for mode in report["modes"]:
+        (burst,) = mode["bursts"]
+        assert burst["messages_offered"] == burst["messages_published"] == burst["messages_pubacked"] == RATE
+        assert burst["readings_stored"] == burst["readings_offered"] == RATE * mode["readings_per_message"]
+        assert burst["duplicate"] == burst["rejected"] == burst["quarantined"] == burst["lost"] == 0
+        assert burst["publish_to_puback_ms"]["of"] == burst["publish_to_commit_ms"]["of"] == RATE
+        assert burst["publish_to_commit_ms"]["p50"] > burst["publish_to_puback_ms"]["p50"] > 0
+        assert {"broker", "ingest", "database", "flood"} <= burst["cpu_seconds_per_million_readings"].keys()
+        # The warm-up has charged one reading of each meter more.
+        charged = mode["charged"]
+        assert charged["charged"] == charged["stored"] == burst["readings_stored"] + METERS
+        assert charged["charged_minor"] == charged["expected_minor"] > 0
+        assert mode["audit"] == {"clean": True, "broken": []}
+        assert mode["reference"]["readings"] == burst["readings_stored"]
+        per_second = mode["reference"]["readings_per_second"]
+        assert mode["ratio"] == pytest.approx(burst["readings_per_second_committed"] / per_second, abs=0.002)
     assert list(data_dir.iterdir()) == [], "the scratch folder is removed"
+
+
+@pytest.mark.db
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_bench_ingest_beyond_its_knee_loses_nothing_and_drains(data_dir: Path) -> None:
+    """Twice the highest rate that held is stored to the last acknowledged message, some time."""
+    load = IngestLoad(
+        modes=(Mode.SINGLE,),
+        rate=4_000,
+        seconds=2,
+        meters=10_000,
+        connections=500,
+        processes=2,
+        knee=True,
+        overload=True,
+        knee_step_s=1,
+    )
+    report = bench_ingest(Settings(data_dir=data_dir), load, lambda *_: None)
+    assert report["lost"] == 0
+    assert report["complete"] is True
+    (mode,) = report["modes"]  # type: ignore[misc]  # The report is made of plain values.
+    names = [burst["name"] for burst in mode["bursts"]]
+    steps = len(mode["knee"]["steps"])
+    assert names == ["sustained", *["knee"] * steps, "half_knee", "overload"]
+    overload = mode["bursts"][-1]
+    assert overload["messages_per_second_asked"] == pytest.approx(2 * mode["knee"]["messages_per_second"], abs=2)
+    assert overload["readings_stored"] == overload["messages_pubacked"]
 
 
 def test_bench_sts_reports_rates_beside_the_bare_ciphers() -> None:
@@ -70,31 +107,29 @@ def test_bench_sts_reports_rates_beside_the_bare_ciphers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("readings", "block", "meters"),
-    [(100, 0, 10), (100, 97, 10), (5, 24, 10), (100, 24, 0), (2_000_001, 24, 10)],
+    "wrong",
+    [
+        {"meters": 0},
+        {"connections": 0},
+        {"meters": 10, "connections": 20},
+        {"meters": 2_005},
+        {"seconds": 0},
+        {"rate": 0},
+        {"processes": 33},
+        {"overload": True},
+    ],
 )
-def test_load_out_of_bounds_is_refused_before_anything_starts(
-    tmp_path: Path, readings: int, block: int, meters: int
-) -> None:
+def test_load_that_makes_no_sense_is_refused_before_anything_starts(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """A load that makes no sense is one line and leaves no folder."""
     settings = Settings(data_dir=tmp_path / "data")
     with pytest.raises(BenchError):
-        bench_ingest(settings, IngestLoad(readings=readings, block=block, meters=meters), lambda *_: None)
+        bench_ingest(settings, IngestLoad(**wrong), lambda *_: None)
     assert not settings.data_dir.exists()
 
 
-def test_simulated_registers_only_rise() -> None:
-    """A simulated register never falls, so that no reading of the benchmark is held."""
-    register_wh = simulated_readings(1_234, range(2_000), 0).import_wh
-    assert register_wh == sorted(set(register_wh))
-
-
-def test_encoded_row_is_that_of_the_binary_copy_format() -> None:
-    """A row has a field count, then length and value of each column; null is length -1 (made by hand)."""
-    row = ReadingRow(7, datetime(2000, 1, 1, 0, 0, 1, tzinfo=UTC), 11, None, 1, 2, 3, 4, 5)
-    fields = [
-        *(struct.pack(">iq", 8, 1_000_000), struct.pack(">iq", 8, 11), b"\xff\xff\xff\xff"),
-        *(struct.pack(">ii", 4, number) for number in (1, 2, 3, 4, 5)),
-    ]
-    expected = struct.pack(">hii", 9, 4, 7) + b"".join(fields)
-    assert encode_copy([row]) == b"PGCOPY\n\xff\r\n\x00" + bytes(8) + expected + b"\xff\xff"
+@pytest.mark.parametrize(
+    ("today", "first"), [("2026-11-22", "2026-10-01"), ("2026-03-31", "2026-02-01"), ("2027-01-01", "2026-12-01")]
+)
+def test_accounts_open_on_the_first_day_of_the_month_before(today: str, first: str) -> None:
+    """A benchmark's readings are of a billing period that is over."""
+    assert last_month(date.fromisoformat(today)) == date.fromisoformat(first)

@@ -7,10 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install demo up test test-slow check bench
+.PHONY: help install demo up test test-slow test-faults check bench
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the virtual environment from the locked versions
 
@@ -38,6 +38,9 @@ test: check ## check, then every test that is not slow
 
 test-slow: $(STAMP) ## long faults and floods
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP) ## the fault tests that take minutes
+	$(BIN)/python -m pytest -m faults tests/faults
 
 bench: $(STAMP) ## measure readings per second on this machine
 	$(BIN)/prepaid bench ingest

@@ -265,12 +265,15 @@ async def running_ingest(
     ack_wait_s: float = ACK_WAIT_S,
     stale_reading_s: int | None = None,
     clock: Callable[[], int] = wall_ms,
+    calendar: LocalCalendar = CALENDAR,
+    database_url: str | None = None,
+    nats_url: str | None = None,
 ) -> AsyncIterator[IngestMetrics]:
-    """Run ingest as a task of this process; return when it owns all shards."""
+    """Run ingest as a task of this process, through other addresses if given; return when it owns all shards."""
     settings = IngestSettings(
-        database_url=site.database_url,
-        nats_url=site.nats.nats_url,
-        calendar=CALENDAR,
+        database_url=database_url or site.database_url,
+        nats_url=nats_url or site.nats.nats_url,
+        calendar=calendar,
         lease_s=lease_s,
         ack_wait_s=ack_wait_s,
         stale_reading_s=stale_reading_s,

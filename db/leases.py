@@ -34,12 +34,25 @@ class Lease:
     feed_from: int
 
 
-async def take_leases(conn: AsyncConnection, owner: Owner, shards: Iterable[int], *, most: int = SHARDS) -> list[Lease]:
-    """Take up to `most` of the shards that nobody holds. Ends sessions of paused owners that still lock their rows."""
+async def take_leases(
+    conn: AsyncConnection, owner: Owner, shards: Iterable[int], *, most: int = SHARDS, lanes: int = SHARDS
+) -> list[Lease]:
+    """Take up to `most` of the shards that nobody holds. Ends sessions of paused owners that still lock their rows.
+
+    Shards with the same remainder by `lanes` are taken together or not at all.
+    """
     await conn.execute(sql("end_expired_backends"), {"role": owner.role})
     cursor = await conn.execute(
         sql("take_leases"),
-        {"role": owner.role, "shards": list(shards), "owner": owner.name, "lease_s": owner.lease_s, "most": most},
+        {
+            "role": owner.role,
+            "shards": list(shards),
+            "owner": owner.name,
+            "lease_s": owner.lease_s,
+            "lanes": lanes,
+            "shards_a_lane": SHARDS // lanes,
+            "lanes_most": most * lanes // SHARDS,
+        },
     )
     rows = await cursor.fetchall()
     return [Lease(shard=shard, epoch=epoch, feed_from=feed_from) for shard, epoch, feed_from in rows]

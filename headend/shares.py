@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocols.topics import SHARDS
+from protocols.topics import LANES, SHARDS, lane_of
+
+SHARDS_A_LANE = SHARDS // LANES
 
 
 def fair_share(processes: int) -> int:
-    """Return how many shards a process may hold: 32 by the number of processes, rounded up.
+    """Return how many shards a process may hold: the lanes by the number of processes, rounded up, times their shards.
 
     So the shares together are never fewer than the shards, and one who holds no more than its share keeps all of it:
-    with three processes 11, 11 and 10 is at rest, whoever has the 10.
+    with three processes 12, 12 and 8 is at rest, whoever has the 8.
     """
-    return -(-SHARDS // max(1, processes))
+    return -(-LANES // max(1, processes)) * SHARDS_A_LANE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,5 +49,5 @@ class Census:
 
 
 def surplus(held: Iterable[int], most: int) -> frozenset[int]:
-    """Return which shards to give back: the last by number, so that the first, with the leftovers, moves least."""
-    return frozenset(sorted(held)[most:])
+    """Return which shards to give back: the last lanes, so that the first, with the leftovers, moves least."""
+    return frozenset(sorted(held, key=lambda shard: (lane_of(shard), shard))[most:])

@@ -4,12 +4,15 @@ with free as materialized (
     select role, shard from shard_leases
     where role = %(role)s and shard = any(%(shards)s)
       and (expires_at < clock_timestamp() or expires_at > clock_timestamp() + interval '300 seconds')
-    order by shard limit %(most)s for update skip locked
+    order by shard for update skip locked
+), whole as materialized (
+    select shard %% %(lanes)s as lane from free group by 1 having count(*) = %(shards_a_lane)s
+    order by 1 limit %(lanes_most)s
 )
 update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
     expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 from free
-where l.role = free.role and l.shard = free.shard
+where l.role = free.role and l.shard = free.shard and free.shard %% %(lanes)s in (select lane from whole)
 returning l.shard, l.epoch, l.feed_from::text::bigint
 
 -- end_expired_backends: end sessions that still hold a lease row locked though the lease ran out

@@ -18,7 +18,7 @@ from db.leases import Lease, Owner, fence, give_back, release_leases, take_lease
 from db.workers import beat, retire
 from headend.edges.stream import StreamReader
 from headend.shares import Census, surplus
-from protocols.topics import SHARDS
+from protocols.topics import LANES, SHARDS
 
 _log = structlog.get_logger("ingest")
 
@@ -78,7 +78,9 @@ class Holding:
             return
         room = census.most_taken - len(self.leases)
         if room > 0:
-            taken = await take_leases(conn, self._owner, set(range(SHARDS)) - self.leases.keys(), most=room)
+            taken = await take_leases(
+                conn, self._owner, set(range(SHARDS)) - self.leases.keys(), most=room, lanes=LANES
+            )
             if taken:
                 self.leases.update({lease.shard: lease for lease in taken})
                 _log.info("leases_taken", owner=self._owner.name, shards=len(taken), held=len(self.leases))

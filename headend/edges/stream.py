@@ -26,9 +26,9 @@ import structlog
 from headend.edges.nats_wire import NatsWire
 from headend.edges.stream_setup import (
     DEPTH,
+    LANE_CONSUMERS,
     LEFTOVERS,
     PUSHED,
-    SHARD_CONSUMERS,
     STREAM,
     SUBJECT_MAPPINGS,
     SUBJECT_PREFIX,
@@ -49,9 +49,9 @@ __all__ = [
     "StreamReader",
     "StreamUnavailable",
     "parse_reply",
+    "place_of",
     "prepare_stream",
     "stream_backlog",
-    "topic_of",
 ]
 
 # Buffered or on the way, shared by the consumers: two batches of 2,000, since a batch takes from some lanes more than
@@ -59,7 +59,7 @@ __all__ = [
 # decoded that is 8,000 messages, or 384,000 readings in half-hourly blocks, which ingest stores in 4 s: inside
 # `ack_wait`, and `in_progress` prolongs what takes longer, or the broker would send them twice.
 _BUFFER_MESSAGES_MAX: Final = 4_000
-# 33 x 3 MiB bound the worst case at 99 MiB; half of it still holds the largest message (1 MiB).
+# 9 x 3 MiB bound the worst case at 27 MiB; half of it still holds the largest message (1 MiB).
 _BUFFER_BYTES_MAX: Final = 3 * 2**20
 _PULL_EXPIRES_S: Final = 2.0  # A paused owner's request lapses well before a lease (10 s) does.
 _PULL_LOST_S: Final = 0.5  # After that much more the broker's word of expiry is not coming.
@@ -110,7 +110,6 @@ class _Lane:
     """One consumer being read: what was asked for, and what came and was not yet taken or acknowledged."""
 
     name: str
-    shard: int | None
     awaited: int = 0
     lapses_at_s: float = 0.0
     held_until_s: float = 0.0
@@ -133,7 +132,7 @@ class _ConsumerInfo(msgspec.Struct):
 
 
 class StreamReader:
-    """Reads the consumers of the shards this process owns, through one connection.
+    """Reads the lanes of the shards this process owns, through one connection.
 
     Invariants: order within a shard is stream order; a message leaves `take` at most once per delivery; at most
     `_BUFFER_MESSAGES_MAX` messages of a consumer are asked for and not taken; requests are only made while
@@ -173,16 +172,14 @@ class StreamReader:
             await wire.close()
 
     async def own(self, shards: set[int], leftovers: bool) -> None:
-        """Read these shards from now on; untaken messages of others go back to the broker.
+        """Read the lanes of these shards from now on; untaken messages of others go back to the broker.
 
         Taken ones stay the caller's to acknowledge. Call `await_redelivery` first for shards new to us.
         """
-        wanted: dict[str, int | None] = {consumer_of(shard): shard for shard in sorted(shards)}
-        if leftovers:
-            wanted[LEFTOVERS] = None
+        wanted = {*map(consumer_of, shards), *([LEFTOVERS] if leftovers else [])}
         left = [self._lanes.pop(name) for name in list(self._lanes) if name not in wanted]
-        for name, shard in wanted.items():
-            self._lanes.setdefault(name, _Lane(name=name, shard=shard))
+        for name in sorted(wanted):
+            self._lanes.setdefault(name, _Lane(name=name))
         await self._refuse(left, _REFUSE_LATER)
 
     async def take(self, *, messages_max: int, bytes_max: int, wait_s: float) -> list[StreamMessage]:
@@ -244,7 +241,7 @@ class StreamReader:
         await self._answer(aged, _IN_PROGRESS)
 
     async def pending_elsewhere(self, shard: int) -> int:
-        """Count messages of a shard that were delivered, not acknowledged, and are not in our hands.
+        """Count messages of a shard's lane that were delivered, not acknowledged, and are not in our hands.
 
         Raises: StreamUnavailable.
         """
@@ -260,7 +257,7 @@ class StreamReader:
         Raises: StreamUnavailable.
         """
         bound_s = time.monotonic() + self._ack_wait_s + _REDELIVERY_MARGIN_S
-        names = [consumer_of(shard) for shard in shards]
+        names = set(map(consumer_of, shards))
         while names:
             due_in_s = max(await asyncio.gather(*(self._due_in_s(name) for name in names)))
             left_s = min(due_in_s, bound_s - time.monotonic())
@@ -286,14 +283,14 @@ class StreamReader:
             lane.awaited -= 1
             if lane.awaited <= 0:
                 ended.append(lane)
-            topic = topic_of(delivered.subject.decode())
-            if lane.shard is None and _is_command(topic):
+            shard, topic = place_of(delivered.subject.decode())
+            if shard is None and _is_command(topic):
                 # The broker keeps a copy of every command we publish; it is no news to ourselves.
                 answers.append(_answer_frame(reply, _ACK))
                 continue
             lane.buffer.append(
                 StreamMessage(
-                    shard=lane.shard,
+                    shard=shard,
                     topic=topic,
                     payload=delivered.payload,
                     stream_seq=delivery.stream_seq,
@@ -439,7 +436,7 @@ class StreamReader:
 
         Call it again and again, take and acknowledge meanwhile, then `own` without them.
         """
-        lanes = [lane for lane in map(self._lanes.get, map(consumer_of, shards)) if lane is not None]
+        lanes = [self._lanes[name] for name in set(map(consumer_of, shards)) if name in self._lanes]
         for lane in lanes:
             lane.held_until_s = math.inf
         now_s = time.monotonic()
@@ -465,7 +462,7 @@ async def stream_backlog(nats_url: str) -> int:
     Raises: StreamUnavailable.
     """
     async with StreamReader.connect(nats_url, ack_wait_s=0) as reader:
-        infos = await asyncio.gather(*(reader._info(name) for name in (LEFTOVERS, *SHARD_CONSUMERS)))
+        infos = await asyncio.gather(*(reader._info(name) for name in (LEFTOVERS, *LANE_CONSUMERS)))
         return sum(info.num_pending + info.num_ack_pending for info in infos)
 
 
@@ -482,17 +479,18 @@ def parse_reply(reply: str) -> Delivery:
     return Delivery(levels[first + 1], int(levels[first + 2]), int(levels[first + 3]), int(levels[first + 5]))
 
 
-def topic_of(subject: str) -> str:
-    """Give back the MQTT topic that a meter published, from the subject its message is stored under."""
+def place_of(subject: str) -> tuple[int | None, str]:
+    """Give back the shard and the MQTT topic that a meter published, from the subject its message is stored under."""
     levels = subject.removeprefix(SUBJECT_PREFIX).split(".")
+    shard = None
     if levels[-1] == PUSHED:
         levels.pop()
     elif len(levels) == DEPTH and levels[0] == "amr":
-        levels = [levels[0], *levels[2:4]]
+        shard, levels = int(levels[2]), [levels[0], *levels[3:5]]
     topic = "/".join(levels)
     if len(levels) == topic.count("/") + 1:
-        return topic
-    return "/".join("" if level == "/" else level.replace("//", ".") for level in levels)
+        return shard, topic
+    return shard, "/".join("" if level == "/" else level.replace("//", ".") for level in levels)
 
 
 def _answer_frame(reply: str, how: str) -> str:

@@ -1,22 +1,23 @@
-"""The durable stream that the broker keeps for us: its subjects, and its 33 consumers, made here.
+"""The durable stream that the broker keeps for us: its subjects, and its nine consumers, made here.
 
-Stage: before any meter connects, at every start. Leaves the stream `$MQTT_msgs` with a consumer for each shard and
-one for whatever else is published. Reads no message; `headend.edges.stream` does.
+Stage: before any meter connects, at every start. Leaves the stream `$MQTT_msgs` with a consumer for each lane of four
+shards and one for whatever else is published. Reads no message; `headend.edges.stream` does.
 
 The stream has interest retention: what no durable consumer asks for is dropped although the meter was told
-it is stored. So `prepare_stream` must have run before any meter may connect, and shards and leftovers
+it is stored. So `prepare_stream` must have run before any meter may connect, and lanes and leftovers
 together ask for every subject there is.
 
-Subjects. The broker maps `amr.<serial>.rd` to eight levels, `amr.<shard>.<serial>.rd.-.-.-.-`, and pushes any
-other eight-level subject to nine. So the shards have a depth of their own that no client can publish to, and
-the leftovers can ask for all other depths without overlap. A shorter form leaves a hole: with four levels,
-`amr.<shard>.<serial>.rd`, a prefixed topic such as `/amr/M1/rd` is acknowledged to the meter and dropped, since a
-filter cannot say "four levels, but not below amr". A mapping must keep the head of a subject: the broker applies
+Subjects. The broker maps `amr.<serial>.rd` to eight levels, `amr.<lane>.<shard>.<serial>.rd.-.-.-`, and pushes any
+other eight-level subject to nine. So the lanes have a depth of their own that no client can publish to, and
+the leftovers can ask for all other depths without overlap. A shorter form leaves a hole: with five levels,
+`amr.<lane>.<shard>.<serial>.rd`, a prefixed topic such as `/amr/M1/rd` is acknowledged to the meter and dropped, since
+a filter cannot say "five levels, but not below amr". A mapping must keep the head of a subject: the broker applies
 it again to `$MQTT.msgs.` + six levels on the way into the stream.
 Source: experiments on NATS server 2.15.1, 2026-11-21; tests/integration/test_stream.py repeats them.
 """
 
 import asyncio
+import re
 import uuid
 from typing import ClassVar, Final
 
@@ -25,29 +26,30 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from protocols.topics import SHARDS
+from protocols.topics import LANES, SHARDS, lane_of
 
 STREAM: Final = "$MQTT_msgs"
 LEFTOVERS: Final = "leftovers"
 SUBJECT_PREFIX: Final = "$MQTT.msgs."
-DEPTH: Final = 8  # Levels of a shard's subject.
-_FILLER: Final = ".-" * (DEPTH - 4)
+DEPTH: Final = 8  # Levels of a lane's subjects.
+_FILLER: Final = ".-" * (DEPTH - 5)
 # "/" inside a level cannot come from an MQTT topic: the broker turns it into ".", and "." into "//".
 PUSHED: Final = "x/x"
 
+_PLACE: Final = f"amr.{{{{partition({LANES},1)}}}}.{{{{partition({SHARDS},1)}}}}.{{{{wildcard(1)}}}}"
 SUBJECT_MAPPINGS: Final[dict[str, str]] = {
-    **{
-        f"amr.*.{kind}": f"amr.{{{{partition({SHARDS},1)}}}}.{{{{wildcard(1)}}}}.{kind}{_FILLER}"
-        for kind in ("rd", "ev")
-    },
+    **{f"amr.*.{kind}": f"{_PLACE}.{kind}{_FILLER}" for kind in ("rd", "ev")},
     ".".join("*" * DEPTH): "".join(f"{{{{wildcard({level})}}}}." for level in range(1, DEPTH + 1)) + PUSHED,
 }
 
-SHARD_CONSUMERS: Final = tuple(f"shard-{shard:02d}" for shard in range(SHARDS))
+LANE_CONSUMERS: Final = tuple(f"lane-{lane}" for lane in range(LANES))
 
-# One shard may hold a whole backlog: two batches of 20,000 messages, one committing and one decoding, and what
+_FORMER_CONSUMER: Final = re.compile(r"shard-\d\d")
+
+# One lane may hold a whole backlog: two batches of 20,000 messages, one committing and one decoding, and what
 # is buffered here (1,000) stay unacknowledged at once; 41,000 rounded up.
 UNACKNOWLEDGED_MAX: Final = 50_000
 _CONNECT_TIMEOUT_S: Final = 15.0
@@ -72,15 +74,16 @@ class StreamUnavailable(StreamError):
 
 
 async def prepare_stream(nats_url: str, mqtt_host: str, mqtt_port: int, *, ack_wait_s: float) -> None:
-    """Make the stream and its 33 durable consumers, or bring them up to date; keeps what is stored.
+    """Make the stream and its nine durable consumers, or bring them up to date; keeps what is stored.
 
     `nats_url` may name several servers of one cluster, with commas.
-    Raises: StreamUnavailable.
+    Raises: StreamUnavailable; StreamError while a former version has messages to read.
     """
     client = await _connect(nats_url)
     try:
         await _ensure_stream(client, mqtt_host, mqtt_port)
         context = client.jetstream(timeout=_REQUEST_TIMEOUT_S)
+        await _retire_former_consumers(context)
         for config in _consumers(ack_wait_s):
             await context.add_consumer(STREAM, config)
     except (nats.errors.Error, TimeoutError, aiomqtt.MqttError) as error:
@@ -90,8 +93,8 @@ async def prepare_stream(nats_url: str, mqtt_host: str, mqtt_port: int, *, ack_w
 
 
 def consumer_of(shard: int | None) -> str:
-    """Name the durable consumer of a shard, or that of what belongs to none."""
-    return LEFTOVERS if shard is None else SHARD_CONSUMERS[shard]
+    """Name the durable consumer of a shard's lane, or that of what belongs to none."""
+    return LEFTOVERS if shard is None else LANE_CONSUMERS[lane_of(shard)]
 
 
 async def _connect(nats_url: str) -> Client:
@@ -134,8 +137,25 @@ async def _ensure_stream(client: Client, mqtt_host: str, mqtt_port: int) -> None
     raise StreamUnavailable(f"the server at {mqtt_host}:{mqtt_port} makes no stream {STREAM}")
 
 
+async def _retire_former_consumers(context: JetStreamContext) -> None:
+    """Drop the consumers of an installation from before there were lanes: the broker would keep every message for them.
+
+    Raises: StreamError if messages wait for them, which only that version can read.
+    """
+    for info in await context.consumers_info(STREAM):
+        if _FORMER_CONSUMER.fullmatch(info.name) is None:
+            continue
+        waiting = (info.num_pending or 0) + (info.num_ack_pending or 0)
+        if waiting:
+            raise StreamError(
+                f"consumer {info.name}: expected none of its messages to wait, got {waiting}: let the version that"
+                " made it store them first"
+            )
+        await context.delete_consumer(STREAM, info.name)
+
+
 def _consumers(ack_wait_s: float) -> list[ConsumerConfig]:
-    shards = [(consumer_of(shard), [f"{SUBJECT_PREFIX}amr.{shard}.*.*{_FILLER}"]) for shard in range(SHARDS)]
+    lanes = [(name, [f"{SUBJECT_PREFIX}amr.{lane}.*.*.*{_FILLER}"]) for lane, name in enumerate(LANE_CONSUMERS)]
     other_depths = [SUBJECT_PREFIX + ".".join("*" * depth) for depth in range(1, DEPTH)]
     deeper = SUBJECT_PREFIX + ".".join("*" * DEPTH) + ".>"
     return [
@@ -147,5 +167,5 @@ def _consumers(ack_wait_s: float) -> list[ConsumerConfig]:
             max_deliver=-1,
             max_ack_pending=UNACKNOWLEDGED_MAX,
         )
-        for name, subjects in [*shards, (LEFTOVERS, [*other_depths, deeper])]
+        for name, subjects in [*lanes, (LEFTOVERS, [*other_depths, deeper])]
     ]

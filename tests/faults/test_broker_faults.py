@@ -63,7 +63,8 @@ def test_broker_that_loses_its_store_costs_nothing_that_meters_still_hold(
                 await asyncio.to_thread(nats.kill)
                 assert not is_running(pid), "the broker is gone"
                 shutil.rmtree(tmp_path / "nats" / "store")
-                await asyncio.to_thread(nats.start)
+                # In this thread, so that a killed test run takes the broker along.
+                nats.start()
                 await prepare_stream(nats.nats_url, nats.mqtt_host, nats.mqtt_port, ack_wait_s=ACK_WAIT_S)
                 assert await stream_backlog(nats.nats_url) == 0
                 trial.note(f"{third} acknowledged readings are lost with the store")

@@ -158,7 +158,8 @@ def test_database_stopped_at_once_under_load_loses_nothing(
                         await asyncio.to_thread(own_server.stop_immediately)
                         assert not is_running(pid), "the server has stopped"
                         trial.note(f"stop {number}: {flow.acknowledged} acknowledged")
-                        await asyncio.to_thread(own_server.start)
+                        # In this thread, so that a killed test run takes the server along.
+                        own_server.start()
                         await site.reconnect()
                         trial.note("started")
                 await prove(site, town)

@@ -59,7 +59,7 @@ def test_killed_process_loses_its_shards_to_the_others_and_gets_its_part_back(
         async with open_site(database_url, nats, ack_wait_s=ACK_WAIT_S) as site:
             homes = await add_homes(site)
             with child_processes(site.parts, data_dir, NAMES) as system:
-                await until_shared(site, 11, 11, 10)
+                await until_shared(site, 12, 12, 8)
                 async with flowing(site, homes) as flow:
                     await until_stored(site, flow, more=300)
                     pid = system.pid("ingest.2")
@@ -68,8 +68,8 @@ def test_killed_process_loses_its_shards_to_the_others_and_gets_its_part_back(
                     assert not is_running(pid)
                     await until_stored(site, flow, more=300)
                     system.tend()
-                    await until_shared(site, 11, 11, 10, within_s=40)
-                    await _until_owned(site, system, {"ingest.2": (10, 11)}, "the new one has its part")
+                    await until_shared(site, 12, 12, 8, within_s=40)
+                    await _until_owned(site, system, {"ingest.2": (8, 12)}, "the new one has its part")
                     await until_stored(site, flow, more=300)
                 await assert_once(site, flow)
 
@@ -85,7 +85,7 @@ def test_process_that_stood_still_beyond_its_lease_is_fenced_and_gets_its_part_b
         async with open_site(database_url, nats, ack_wait_s=ACK_WAIT_S) as site:
             homes = await add_homes(site)
             with child_processes(site.parts, data_dir, NAMES) as system:
-                await until_shared(site, 11, 11, 10)
+                await until_shared(site, 12, 12, 8)
                 async with flowing(site, homes) as flow:
                     await until_stored(site, flow, more=300)
                     os.kill(system.pid("ingest.2"), signal.SIGSTOP)
@@ -94,8 +94,8 @@ def test_process_that_stood_still_beyond_its_lease_is_fenced_and_gets_its_part_b
                     assert "lease_lost" not in _events(data_dir, "ingest.2")
                     os.kill(system.pid("ingest.2"), signal.SIGCONT)
                     await _until_fenced(site, data_dir, flow)
-                    await until_shared(site, 11, 11, 10, within_s=40)
-                    await _until_owned(site, system, {"ingest.2": (10, 11)}, "it has its part again")
+                    await until_shared(site, 12, 12, 8, within_s=40)
+                    await _until_owned(site, system, {"ingest.2": (8, 12)}, "it has its part again")
                     await until_stored(site, flow, more=300)
                 await assert_once(site, flow)
                 assert "lease_lost" not in _events(data_dir, "ingest") + _events(data_dir, "ingest.3")

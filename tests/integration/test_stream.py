@@ -18,8 +18,8 @@ from headend.edges.stream import (
     StreamReader,
     StreamUnavailable,
     parse_reply,
+    place_of,
     prepare_stream,
-    topic_of,
 )
 from prepaid.embedded import EmbeddedNats
 from protocols.topics import SHARDS, shard_of
@@ -68,6 +68,7 @@ def test_every_topic_arrives_in_its_shard_or_in_leftovers(nats: EmbeddedNats) ->
         "amr/M1/" + "z" * 60_000,
         "amr/5/M1/rd",
         "amr/11/M1/rd/-/-/-/-",
+        "amr/3/11/M1/rd/-/-/-",
         "amr/x/5/M1/rd",
         "foo/bar",
         "single",
@@ -369,15 +370,15 @@ def test_absent_broker_is_reported_as_unavailable(nats: EmbeddedNats) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "$JS.ACK.$MQTT_msgs.shard-07.3.41.7.1795293406372230490.12",
-        "$JS.ACK._.Q4xJ.$MQTT_msgs.shard-07.3.41.7.1795293406372230490.12",
-        "$JS.ACK.hub.Q4xJ.$MQTT_msgs.shard-07.3.41.7.1795293406372230490.12.r4nd0m",
+        "$JS.ACK.$MQTT_msgs.lane-7.3.41.7.1795293406372230490.12",
+        "$JS.ACK._.Q4xJ.$MQTT_msgs.lane-7.3.41.7.1795293406372230490.12",
+        "$JS.ACK.hub.Q4xJ.$MQTT_msgs.lane-7.3.41.7.1795293406372230490.12.r4nd0m",
     ],
 )
 def test_reply_subject_is_read_in_both_layouts(reply: str) -> None:
     """Old servers write nine levels, later ones put domain and account before the stream."""
     delivery = parse_reply(reply)
-    assert (delivery.consumer, delivery.deliveries, delivery.stream_seq) == ("shard-07", 3, 41)
+    assert (delivery.consumer, delivery.deliveries, delivery.stream_seq) == ("lane-7", 3, 41)
     assert delivery.stored_at_ns == 1795293406372230490
 
 
@@ -389,19 +390,19 @@ def test_foreign_reply_subject_is_refused(reply: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("subject", "topic"),
+    ("subject", "shard", "topic"),
     [
-        ("$MQTT.msgs.amr.11.M1.rd.-.-.-.-", "amr/M1/rd"),
-        ("$MQTT.msgs.amr.M1.zz", "amr/M1/zz"),
-        ("$MQTT.msgs.a.b.c.d.e.f.x/x", "a/b/c/d/e/f"),
-        ("$MQTT.msgs./.amr.M1.rd", "/amr/M1/rd"),
-        ("$MQTT.msgs.amr.M1.rd./", "amr/M1/rd/"),
-        ("$MQTT.msgs.a//b./.c", "a.b//c"),
+        ("$MQTT.msgs.amr.3.11.M1.rd.-.-.-", 11, "amr/M1/rd"),
+        ("$MQTT.msgs.amr.M1.zz", None, "amr/M1/zz"),
+        ("$MQTT.msgs.a.b.c.d.e.f.x/x", None, "a/b/c/d/e/f"),
+        ("$MQTT.msgs./.amr.M1.rd", None, "/amr/M1/rd"),
+        ("$MQTT.msgs.amr.M1.rd./", None, "amr/M1/rd/"),
+        ("$MQTT.msgs.a//b./.c", None, "a.b//c"),
     ],
 )
-def test_topic_is_given_back_as_published(subject: str, topic: str) -> None:
+def test_topic_is_given_back_as_published(subject: str, shard: int | None, topic: str) -> None:
     """The mapped form of a subject is ours alone; the rest of the system sees the meter's topic."""
-    assert topic_of(subject) == topic
+    assert place_of(subject) == (shard, topic)
 
 
 def test_consumer_settings_are_explicit_and_bounded(nats: EmbeddedNats) -> None:
@@ -412,7 +413,7 @@ def test_consumer_settings_are_explicit_and_bounded(nats: EmbeddedNats) -> None:
         client = Client()
         await client.connect(nats.nats_url)
         try:
-            answer = await client.request("$JS.API.CONSUMER.INFO.$MQTT_msgs.shard-00")
+            answer = await client.request("$JS.API.CONSUMER.INFO.$MQTT_msgs.lane-0")
         finally:
             await client.close()
         config = json.loads(answer.data)["config"]

@@ -5,12 +5,10 @@ import random
 import pytest
 
 from headend.shares import Census, fair_share, surplus
-from protocols.topics import SHARDS
+from protocols.topics import SHARDS, lane_of
 
 
-@pytest.mark.parametrize(
-    ("processes", "share"), [(0, 32), (1, 32), (2, 16), (3, 11), (5, 7), (31, 2), (32, 1), (99, 1)]
-)
+@pytest.mark.parametrize(("processes", "share"), [(0, 32), (1, 32), (2, 16), (3, 12), (5, 8), (7, 8), (8, 4), (99, 4)])
 def test_fair_share_is_rounded_up(processes: int, share: int) -> None:
     """The shares together hold all shards."""
     assert fair_share(processes) == share
@@ -18,9 +16,10 @@ def test_fair_share_is_rounded_up(processes: int, share: int) -> None:
 
 
 def test_surplus_is_what_is_above_the_share_from_the_end() -> None:
-    """The first shards stay, shard 0 with the leftovers among them."""
-    assert surplus({5, 0, 31, 7}, 3) == {31}
-    assert surplus({5, 0}, 3) == frozenset()
+    """The first lanes stay, shard 0 with the leftovers among them; a lane goes as a whole."""
+    first, last = {0, 8, 16, 24}, {7, 15, 23, 31}
+    assert surplus(first | last, 4) == last
+    assert surplus(first, 8) == frozenset()
 
 
 def test_census_that_changed_once_moves_nothing() -> None:
@@ -29,8 +28,8 @@ def test_census_that_changed_once_moves_nothing() -> None:
     missed = two.then(1)
     assert (missed.most_taken, missed.most_kept) == (16, 32)
     joined = two.then(3)
-    assert (joined.most_taken, joined.most_kept) == (11, 16)
-    assert (joined.then(3).most_taken, joined.then(3).most_kept) == (11, 11)
+    assert (joined.most_taken, joined.most_kept) == (12, 16)
+    assert (joined.then(3).most_taken, joined.then(3).most_kept) == (12, 12)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -48,11 +47,12 @@ def test_processes_that_come_and_go_come_to_rest_with_all_shards_owned(seed: int
         leaving = surplus(mine, census.most_kept)
         mine -= leaving
         free = set(range(SHARDS)) - set().union(*held.values())
-        taken = sorted(free)[: max(0, census.most_taken - len(mine))] if not leaving else []
+        in_lanes = sorted(free, key=lambda shard: (lane_of(shard), shard))
+        taken = in_lanes[: max(0, census.most_taken - len(mine))] if not leaving else []
         mine |= set(taken)
         return len(leaving) + len(taken)
 
-    for process in range(12):
+    for process in range(14):
         if len(held) > 1 and rng.random() < 0.4:
             held.pop(rng.choice(list(held)))
         held[process] = set()

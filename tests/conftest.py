@@ -9,9 +9,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 
 from prepaid.embedded import EmbeddedNats, EmbeddedPostgres
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A command that ran inside a test has set where logs go: to a stream that is closed by now."""
+    yield
+    structlog.reset_defaults()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from meter_sim.edges.bulk import BulkPublisher, encode_connect
 from prepaid.embedded import EmbeddedNats, EmbeddedPostgres
 from prepaid.embedded.process import is_running
 from prepaid.system import System
-from protocols.topics import shard_of
+from protocols.topics import lane_of, shard_of
 from tests.faults.harness import DRAIN_S, Trial, at_work, flowing, kill, make_town, prove, settle_in
 from tests.faults.proxy import Proxy
 from tests.support import (
@@ -84,16 +84,16 @@ def test_broker_that_loses_its_store_costs_nothing_that_meters_still_hold(
 
 
 def test_meter_that_floods_does_not_hold_up_the_others(database_url: str, nats: EmbeddedNats) -> None:
-    """F22: thousands of readings of one meter wait before those of others, which come before half of the flood."""
+    """F22: thousands of readings of one meter wait before those of other lanes, which come before half of the flood."""
 
     async def story() -> None:
         flood = make_town(2_201, meters=1, readings=6_000, step_ms=MINUTE_MS)
         others = make_town(2_202, meters=40, readings=5)
-        flooded = shard_of(flood.meters[0].serial)
+        flooded = lane_of(shard_of(flood.meters[0].serial))
         # A town in which the first meter sends nearly all.
         named = [replace(meter, serial=f"N{number}") for number, meter in enumerate(others.meters)]
         town = replace(flood, meters=(*flood.meters, *named))
-        quiet = [meter.serial for meter in named if shard_of(meter.serial) != flooded]
+        quiet = [meter.serial for meter in named if lane_of(shard_of(meter.serial)) != flooded]
         with Trial(town.seed) as trial:
             async with open_site(database_url, nats, ack_wait_s=30.0) as site:
                 await settle_in(site, town)

@@ -131,7 +131,7 @@ async def _build(url: str) -> None:
         await _send(conn, silent, [(local(date(2026, 4, 20)), 70_000)])
         await _send(conn, rolled, [(local(APRIL, 20), 999_995_000)])
         rolled_at = local(APRIL, 30)
-        await add_segment(conn, rolled.meter_id, rolled_at, register_wh=3_000, start_wh=13_000)
+        await add_segment(conn, rolled.meter_id, rolled_at, register_wh=3_000, start_wh=13_000, reason="rollover")
         await _send(conn, rolled, [(rolled_at, 3_000), (local(date(2026, 5, 2)), 203_000)])
         await close(conn, date(2026, 5, 6))
         await _send(conn, silent, [(local(date(2026, 5, 8)), 190_000)])

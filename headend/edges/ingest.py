@@ -213,6 +213,8 @@ class Ingest:
             await self._store(conn, reader, writer)
         else:
             self._lag_ms = 0
+        # Also what was committed before a round that failed.
+        await self._acknowledge(reader)
         await self._follow_up(conn)
         self._retry_s = RETRY_S_FIRST
         return found
@@ -305,7 +307,6 @@ class Ingest:
                 self._know_nothing()
                 if attempt is _Attempt.AS_STORED:
                     raise
-        await self._acknowledge(reader)
 
     async def _write_on(
         self, conn: AsyncConnection, reader: StreamReader, writer: BatchWriter, attempt: _Attempt

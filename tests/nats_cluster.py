@@ -20,11 +20,14 @@ from typing import Any, Final, Self
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from headend.edges.stream import STREAM, SUBJECT_MAPPINGS
+from headend.edges.stream import SUBJECT_MAPPINGS
+from headend.edges.stream_setup import LANE_CONSUMERS
 from prepaid.embedded.nats import nats_binary
 from prepaid.embedded.process import LOOPBACK, accepts, log_tail, spawn, stable_ports, stop_child
 
 SERVERS: Final = 3
+# Each lane is a stream with a leader of its own; this one is looked at.
+STREAM: Final = LANE_CONSUMERS[0]
 # An election takes seconds on two busy cores; ten times that.
 READY_S: Final = 60.0
 _LADDER: Final = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
@@ -100,17 +103,17 @@ class NatsCluster:
             stop_child(self._children.pop(number), name=f"nats-{number}", ladder=_LADDER)
 
     async def stream_cluster(self) -> dict[str, Any]:
-        """Return what the cluster says of the stream of messages: leader and replicas."""
+        """Return what the cluster says of the first lane's stream: leader and replicas."""
         answer = await self._ask(f"STREAM.INFO.{STREAM}")
         return dict(answer["cluster"]) | {"num_replicas": answer["config"]["num_replicas"]}
 
     async def leader(self) -> int:
-        """Return the number of the server that leads the stream of messages."""
+        """Return the number of the server that leads the first lane's stream."""
         return int(str((await self.stream_cluster())["leader"]).removeprefix("s"))
 
     @asynccontextmanager
     async def elections(self, *, beside: int) -> AsyncIterator[list[int]]:
-        """Collect which servers are elected to lead the stream of messages, as any server but one tells it."""
+        """Collect which servers are elected to lead the first lane's stream, as any server but one tells it."""
         elected: list[int] = []
 
         async def note(message: Msg) -> None:

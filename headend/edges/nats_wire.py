@@ -152,7 +152,7 @@ class NatsWire:
             async with asyncio.timeout(timeout_s):
                 await connection.ping()
 
-    async def request(self, subject: str, *, timeout_s: float) -> bytes:
+    async def request(self, subject: str, payload: bytes = b"", *, timeout_s: float) -> bytes:
         """Ask something of the server and return the answer's payload.
 
         Raises: TimeoutError; ConnectionError if there is no connection, or nobody to answer.
@@ -164,7 +164,7 @@ class NatsWire:
         reply = f"{self.inbox}.answer-{self._asked}".encode()
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await connection.ask(subject.encode(), reply)
+                answer = await connection.ask(subject.encode(), reply, payload)
         finally:
             connection.answers.pop(reply, None)
         if status_of(answer.header) == _NO_RESPONDERS:
@@ -307,14 +307,14 @@ class _Connection(asyncio.Protocol):
         self._pings.append(answered)
         await answered
 
-    async def ask(self, subject: bytes, reply: bytes) -> Delivered:
-        """Publish an empty request and wait for its answer.
+    async def ask(self, subject: bytes, reply: bytes, payload: bytes) -> Delivered:
+        """Publish a request and wait for its answer.
 
         Raises: ConnectionError.
         """
         answer: asyncio.Future[Delivered] = asyncio.get_running_loop().create_future()
         self.answers[reply] = answer
-        self.write(b"PUB %b %b 0\r\n\r\n" % (subject, reply))
+        self.write(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
         return await answer
 
     async def watch(self) -> None:

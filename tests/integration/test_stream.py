@@ -413,7 +413,7 @@ def test_consumer_settings_are_explicit_and_bounded(nats: EmbeddedNats) -> None:
         client = Client()
         await client.connect(nats.nats_url)
         try:
-            answer = await client.request("$JS.API.CONSUMER.INFO.$MQTT_msgs.lane-0")
+            answer = await client.request("$JS.API.CONSUMER.INFO.lane-0.lane-0")
         finally:
             await client.close()
         config = json.loads(answer.data)["config"]

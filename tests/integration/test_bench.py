@@ -98,12 +98,17 @@ def test_bench_ingest_beyond_its_knee_loses_nothing_and_drains(data_dir: Path) -
     assert overload["readings_stored"] == overload["messages_pubacked"]
 
 
-def test_bench_sts_reports_rates_beside_the_bare_ciphers() -> None:
-    """Every token minted reads back as what it was made of."""
-    report = _run("sts")
+def test_bench_sts_reports_rates_of_both_ciphers_and_the_odds_of_random_digits() -> None:
+    """Every token reads back as what it was made of, and random digits pass as often as the CRC lets them."""
+    report = _run("sts", "--tokens", "200", "--fuzz", "2000")
     assert report["wrong"] == 0
-    assert report["ratio_mint"] == round(report["mints_per_second"] / report["reference_per_second"], 3)
-    assert report["ratio_decode"] == round(report["decodes_per_second"] / report["reference_per_second"], 3)
+    assert report["ciphers"].keys() == {"EA07", "EA11"}
+    for figures in report["ciphers"].values():
+        for job in ("module_issue", "module_decode", "engine_issue", "engine_decode"):
+            rate, reference = figures[f"{job}_per_second"], figures["reference_per_second"]
+            assert figures[f"ratio_{job}"] == round(rate / reference, 3)
+    assert report["fuzz"]["sound"] is True
+    assert all(report["fuzz"][cipher]["escaped"] == 0 for cipher in ("EA07", "EA11"))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from enum import StrEnum
+from typing import assert_never
 
-from vending.sts.check_cases import read_case
-from vending.sts.check_inputs import CaseBroken, CaseInputs, CaseSkipped, ComputedField, DecimalDigits, Reading
+from vending.sts.check_cases import LUHN_UNWANTED_DIGITS, read_case
+from vending.sts.check_inputs import (
+    CaseBroken,
+    CaseInputs,
+    CaseSkipped,
+    ComputedField,
+    DecimalDigits,
+    Reading,
+    plain_name,
+    without_blanks,
+)
+from vending.sts.check_names import CaseName, NamedCheck
 from vending.sts.check_tokens import NEEDS_TABLES
 from vending.sts.errors import (
     StsError,
@@ -24,16 +35,26 @@ from vending.sts.errors import (
 )
 from vending.sts.sta import StaTables
 from vending.sts.sta_tables import parse_sta_tables
+from vending.sts.tokens import TOKEN_DIGITS
 
 # The longest case of the published files, a key change set, has 900 characters.
 LINE_CHARS_MAX = 65_536
 _TEXT_CHARS_SHOWN = 60
-_HEXADECIMAL = re.compile("[0-9A-Fa-f]{1,64}")
+_HEXADECIMAL = re.compile("(?:0[xX])?[0-9A-Fa-f]{1,64}")
 # Keys, what may hold parts of them, and the one form of a token that is not cut to its last four digits.
 _HIDDEN_FIELDS = frozenset(
     {"decoderkey", "olddecoderkey", "newdecoderkey", "hex66", "block64", "field44", "nkho", "nklo", "nkmo1", "nkmo2"}
 )
 _SET_NAMES = ("1st", "2nd", "3rd", "4th")
+_SET_PLACES = dict(zip("1234", _SET_NAMES, strict=True)) | dict(
+    zip(("first", "second", "third", "fourth"), _SET_NAMES, strict=True)
+)
+_FLAGS = frozenset({"ro", "res3kct", "3kct", "res"})
+_REMARKS = frozenset({"note", "comment"})
+_DECIMAL_FIELDS = frozenset(
+    {"class", "subclass", "rnd", "signexpnibble", "tid", "tidmsb8", "krn", "kt", "ro", "res3kct", "3kct", "res"}
+    | {"kenho", "kenlo", "sgclo", "sgcho", "mfrcode", "index", "value", "register", "check", "drncheck"}
+)
 
 
 class Verdict(StrEnum):
@@ -137,16 +158,18 @@ def _check_line(line: str, tables: StaTables | None) -> tuple[str, Verdict, str]
     for reading, verdict, _ in compared:
         if verdict is Verdict.PASSED:
             return shown, verdict, reading.note
-    # With several readings none of which holds, the report says what each of them gives.
-    whys = [f"{reading.note}: {why}" if reading.note else why for reading, _, why in compared]
-    return shown, compared[0][1], "; ".join(whys if compared[0][1] is Verdict.FAILED else whys[:1])
+    # Of several readings none of which holds, one that only lacks tables may still be the right one.
+    for _, verdict, why in compared:
+        if verdict is Verdict.SKIPPED:
+            return shown, verdict, why
+    return shown, Verdict.FAILED, "; ".join(f"{each.note}: {why}" if each.note else why for each, _, why in compared)
 
 
 def _parse_case(line: str) -> tuple[str, dict[str, object], dict[str, object]]:
     if len(line) > LINE_CHARS_MAX:
         raise ValueError(f"expected at most {LINE_CHARS_MAX} characters, got {len(line)}")
     try:
-        case = json.loads(line, object_pairs_hook=_unique_fields)
+        case = json.loads(line, object_pairs_hook=_unique_fields, parse_float=Decimal)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(case, dict):
@@ -168,46 +191,70 @@ def _unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _compare(algorithm: str, expected: dict[str, object], reading: Reading) -> tuple[Verdict, str]:
     # A negative case names the digit that must not come out.
-    unwanted = int if algorithm == "Luhn mod 10 negative" else None
-    computed = {_plain_name(name): value for name, value in reading.computed.items()}
-    known = {name: wanted for name, wanted in expected.items() if _plain_name(name) in computed}
+    is_negative = CaseName.parse(algorithm).named is NamedCheck.LUHN_NEGATIVE
+    unwanted = set(map(plain_name, LUHN_UNWANTED_DIGITS)) if is_negative else set()
+    computed = {plain_name(name): value for name, value in reading.computed.items()}
+    known = {name: wanted for name, wanted in expected.items() if plain_name(name) in computed}
     wrong = {
-        name: _difference(name, wanted, computed[_plain_name(name)])
+        name: _difference(name, wanted, computed[plain_name(name)])
         for name, wanted in known.items()
-        if _agrees(wanted, computed[_plain_name(name)]) is (type(wanted) is unwanted)
+        if _agrees(plain_name(name), wanted, computed[plain_name(name)]) is (plain_name(name) in unwanted)
     }
     if wrong and wrong.keys() <= reading.unsure:
         return Verdict.SKIPPED, NEEDS_TABLES
     if wrong:
         return Verdict.FAILED, "; ".join(wrong.values())
-    unknown = [name for name in expected if name not in known]
+    unknown = [name for name in expected if name not in known and plain_name(name) not in _REMARKS]
     if unknown:
         return Verdict.SKIPPED, f"expected field not computed here: {', '.join(unknown)[:_TEXT_CHARS_SHOWN]}"
-    if not expected:
+    if not known:
         return Verdict.SKIPPED, "incomplete: nothing is expected"
     return Verdict.PASSED, ""
 
 
-def _plain_name(name: str) -> str:
-    """Return a field's name as compared: sources write KENHO, kenho and ken_ho for one field."""
-    return name.lower().replace("_", "")
+def _agrees(name: str, wanted: object, got: ComputedField) -> bool:
+    match got:
+        case tuple():
+            return _agrees_as_set(wanted, got)
+        case bool():
+            return _truth_of(wanted) is got
+        case Decimal():
+            return _agrees_as_printed(wanted, got)
+        case DecimalDigits():
+            digits = str(wanted) if type(wanted) is int or isinstance(wanted, str) else ""
+            # Letters show that a source writes the field in hexadecimal.
+            base = 10 if digits.isdigit() else 16
+            return bool(re.fullmatch("[0-9A-Fa-f]{1,8}", digits)) and int(digits, base) == int(got)
+        case str():
+            return _token_of(wanted) == got
+        case int():
+            return _agrees_as_number(name, wanted, got)
+        case _:
+            assert_never(got)
 
 
-def _agrees(wanted: object, got: ComputedField) -> bool:
-    if isinstance(got, tuple):
-        return _agrees_as_set(wanted, got)
-    if isinstance(got, bool) or isinstance(wanted, bool):
-        return got is wanted
-    if isinstance(got, Decimal):
-        return _agrees_as_printed(wanted, got)
-    if isinstance(got, DecimalDigits):
-        digits = str(wanted) if isinstance(wanted, int | str) else ""
-        return bool(re.fullmatch("[0-9]{1,8}", digits)) and int(digits) == int(got)
-    if isinstance(got, str):
-        return isinstance(wanted, str) and wanted.replace(" ", "") == got
+def _agrees_as_number(name: str, wanted: object, got: int) -> bool:
+    if isinstance(wanted, bool):
+        return name in _FLAGS and int(wanted) == got
     if isinstance(wanted, int):
         return wanted == got
-    return isinstance(wanted, str) and bool(_HEXADECIMAL.fullmatch(wanted)) and int(wanted, 16) == got
+    if not isinstance(wanted, str) or not _HEXADECIMAL.fullmatch(wanted.strip()):
+        return False
+    # Numbers are in hexadecimal unless said; the small ones of these fields some sources print in decimal.
+    return int(wanted, 16) == got or (name in _DECIMAL_FIELDS and wanted.strip().isdigit() and int(wanted) == got)
+
+
+def _truth_of(wanted: object) -> bool | None:
+    if isinstance(wanted, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(wanted.strip().lower())
+    return bool(wanted) if isinstance(wanted, bool) or wanted in (0, 1) else None
+
+
+def _token_of(wanted: object) -> str | None:
+    """Return the digits of a token told in any print; a JSON number has lost its leading zeros."""
+    if type(wanted) is int and 0 <= wanted < 10**TOKEN_DIGITS:
+        return f"{wanted:0{TOKEN_DIGITS}d}"
+    return without_blanks(wanted.strip()) if isinstance(wanted, str) else None
 
 
 def _agrees_as_set(wanted: object, got: tuple[str, ...]) -> bool:
@@ -217,12 +264,24 @@ def _agrees_as_set(wanted: object, got: tuple[str, ...]) -> bool:
     if not isinstance(wanted, dict) or not wanted:
         return False
     computed = dict(zip(_SET_NAMES, got, strict=False))
-    return all(name in computed and _agrees(told, computed[name]) for name, told in wanted.items())
+    places = [_place_in_set(name) for name in wanted]
+    if len(set(places)) < len(places):
+        return False
+    return all(
+        place in computed and _token_of(told) == computed[place]
+        for place, told in zip(places, wanted.values(), strict=True)
+    )
+
+
+def _place_in_set(name: str) -> str:
+    """Return the name of a section as the set has it: `1st` is also `1`, `first` or `1st section`."""
+    plain = plain_name(name).removesuffix("section").removesuffix("kct").strip()
+    return _SET_PLACES.get(plain, plain)
 
 
 def _agrees_as_printed(wanted: object, got: Decimal) -> bool:
     """Compare to as many digits as the source prints: it may abbreviate a long amount."""
-    if not isinstance(wanted, str) or len(wanted) > 64:
+    if not isinstance(wanted, str | int | Decimal) or isinstance(wanted, bool) or len(str(wanted)) > 64:
         return False
     try:
         printed = Decimal(wanted)
@@ -233,7 +292,7 @@ def _agrees_as_printed(wanted: object, got: Decimal) -> bool:
 
 def _difference(name: str, wanted: object, got: ComputedField) -> str:
     shown = name[:_TEXT_CHARS_SHOWN]
-    if _plain_name(name) in _HIDDEN_FIELDS:
+    if plain_name(name) in _HIDDEN_FIELDS:
         return f"{shown}: expected another than the one computed"
     if isinstance(got, tuple):
         return f"{shown}: expected others than {', '.join(f'...{each[-4:]}' for each in got)}"

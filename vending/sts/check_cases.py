@@ -4,12 +4,12 @@ Enters: an algorithm name and the case's inputs as decoded JSON. Leaves: every f
 from them, by the file's own field names. Never: a verdict (see check), files.
 """
 
-import re
 from collections.abc import Callable, Mapping
 
 from vending.sts.check_fields import clear_fields, encrypted_fields
 from vending.sts.check_inputs import Case, CaseBroken, CaseInputs, CaseSkipped, Computed, Reading
 from vending.sts.check_key_change import read_key_change
+from vending.sts.check_names import CaseName, NamedCheck
 from vending.sts.check_tokens import (
     NEEDS_TABLES,
     TokenKind,
@@ -17,10 +17,10 @@ from vending.sts.check_tokens import (
     hangs_on_tables,
     read_derived,
     read_given_key,
+    token_of_case,
 )
 from vending.sts.identity import (
     EncryptionAlgorithm,
-    KeyType,
     control_block,
     is_luhn_valid,
     luhn_check_digit,
@@ -40,19 +40,14 @@ from vending.sts.tokens import (
     is_currency_subclass,
     open_frame,
     seal_frame,
+    split_class,
 )
 
 __all__ = ["CaseBroken", "CaseInputs", "CaseSkipped", "Computed", "compute_case", "read_case"]
 
-_KIND = r"class([0-2])/(\d{1,2})(?: currency)? "
-_DERIVED_NAME = re.compile(_KIND + r"DKGA(\d\d) EA(\d\d)")
-_GIVEN_KEY_NAME = re.compile(
-    rf"(?:{_KIND})?(?:DKGA\d\d )?EA(07|11) (?:from decoder key|with given decoder key|SAMPLE tables)(?: .{{0,80}})?"
-)
-_KEY_CHANGE_NAME = re.compile(r"class2 key change set DKGA(\d\d) EA(\d\d)(?: SAMPLE tables)?")
-_CLEAR_NAME = re.compile(r"class(1)/([0-2])(?: extended read)? \(not encrypted\)")
-# What an opened token says without its cipher.
-_CLEAR_FIELDS = frozenset({"class", "hex66"})
+
+# How files name the digit that must not follow.
+LUHN_UNWANTED_DIGITS = ("check", "check_not", "not_check", "wrong_check")
 
 
 def compute_case(algorithm: str, inputs: CaseInputs) -> Computed:
@@ -75,35 +70,56 @@ def read_case(
     `expected` is looked at only where a case gives a token and its key in place of the contents.
     Raises: CaseSkipped, CaseBroken, or the StsError of the computation itself.
     """
-    case = Case(algorithm=algorithm, inputs=inputs, expected=expected or {}, ea07_tables=ea07_tables)
-    if match := _DERIVED_NAME.fullmatch(algorithm):
-        token_class, subclass, dkga, ea = match.groups()
-        return read_derived(case, _kind(inputs, token_class, subclass, ea), dkga)
-    if match := _KEY_CHANGE_NAME.fullmatch(algorithm):
-        return read_key_change(case, match.group(1), _cipher_of(match.group(2)))
-    if match := _GIVEN_KEY_NAME.fullmatch(algorithm):
-        token_class, subclass, ea = match.groups()
-        return read_given_key(case, _kind(inputs, token_class, subclass, ea))
-    if match := _CLEAR_NAME.fullmatch(algorithm):
-        return (Reading(computed=_compute_clear(inputs, int(match.group(2)))),)
-    if algorithm.startswith("decode "):
-        return (_decode_reading(case),)
-    if compute := _BY_NAME.get(algorithm):
-        return (Reading(computed=compute(inputs)),)
-    raise CaseSkipped("this algorithm is not known here")
-
-
-def _kind(inputs: CaseInputs, token_class: str | None, subclass: str | None, ea: str) -> TokenKind:
-    """Return what the name says of the token, and by the inputs where the name is silent."""
-    class_number = int(token_class) if token_class is not None else int(inputs.text("class", "[0-2]"))
-    subclass_number = int(subclass) if subclass is not None else inputs.number("subclass")
-    if class_number == 1:
-        raise CaseSkipped("class 1 is not encrypted, so it has no key to check")
-    if subclass_number > 15:
+    name = CaseName.parse(algorithm)
+    case = Case(
+        algorithm=algorithm,
+        inputs=inputs,
+        expected=expected or {},
+        ea07_tables=ea07_tables,
+        is_sample=name.is_sample,
+    )
+    if name.named is not None:
+        return (Reading(computed=_BY_NAME[name.named](inputs)),)
+    if name.is_decode:
+        return (_decode_reading(case, name.ea),)
+    if name.is_key_change:
+        return read_key_change(case, name.dkga or inputs.dkga(), _cipher_of(name.ea or inputs.ea()))
+    if name.token_class == 1 and name.subclass in (0, 1, 2):
+        return (Reading(computed=_compute_clear(inputs, name.subclass)),)
+    if name.token_class not in (0, 2) and not (name.token_class is None and name.gives_decoder_key and name.ea):
         raise CaseSkipped("this algorithm is not known here")
-    for name, told in (("class", class_number), ("subclass", subclass_number), ("ea", int(ea))):
-        inputs.agree(name, told)
-    return TokenKind(token_class=class_number, subclass=subclass_number, ea=_cipher_of(ea))
+    kind = _kind(case, name)
+    if name.gives_decoder_key or (name.dkga is None and inputs.has("decoder_key")):
+        return read_given_key(case, kind)
+    return read_derived(case, kind, name.dkga or inputs.dkga())
+
+
+def _kind(case: Case, name: CaseName) -> TokenKind:
+    """Return what the name says of the token, and by the inputs or the token itself where the name is silent."""
+    inputs = case.inputs
+    token_class = name.token_class if name.token_class is not None else _class_given(case)
+    subclass = name.subclass if name.subclass is not None else _subclass_given(case)
+    ea = name.ea or inputs.ea()
+    if token_class == 1:
+        raise CaseSkipped("class 1 is not encrypted, so it has no key to check")
+    if token_class not in (0, 2) or subclass > 15:
+        raise CaseSkipped("this algorithm is not known here")
+    for told, number in (("class", token_class), ("subclass", subclass)):
+        inputs.agree(told, number)
+    inputs.agree_ea(ea)
+    return TokenKind(token_class=token_class, subclass=subclass, ea=_cipher_of(ea))
+
+
+def _class_given(case: Case) -> int:
+    number = token_of_case(case)
+    return case.inputs.number("class") if case.inputs.has("class") or number is None else split_class(number)[0]
+
+
+def _subclass_given(case: Case) -> int:
+    """Return the subclass of a case that gives a block in place of it; else it must be given."""
+    if not case.inputs.has("subclass") and case.inputs.has("block64"):
+        return case.inputs.hexadecimal("block64", 16) >> 60
+    return case.inputs.number("subclass")
 
 
 def _cipher_of(ea: str) -> EncryptionAlgorithm:
@@ -131,11 +147,11 @@ def _compute_clear(inputs: CaseInputs, subclass: int) -> Computed:
     return {"token": encode_token(token, None).digits}
 
 
-def _decode_reading(case: Case) -> Reading:
+def _decode_reading(case: Case, named_ea: str | None) -> Reading:
     number = case.inputs.token()
     computed = _compute_form(case.inputs)
     if computed["class"] in (0, 2):
-        ea = _decode_cipher(case)
+        ea = _decode_cipher(case, named_ea)
         frame = open_frame(number, given_decoder_key(case, ea))
         if not frame.crc_ok and hangs_on_tables(case, ea):
             raise CaseSkipped(NEEDS_TABLES)
@@ -144,27 +160,24 @@ def _decode_reading(case: Case) -> Reading:
         frame = open_frame(number, None)
         more = clear_fields(frame)
     computed |= {"subclass": frame.subclass, "field44": frame.field44, "crc": frame.crc, "crc_ok": frame.crc_ok}
-    computed["block64"] = frame.subclass << 60 | frame.field44 << 16 | frame.crc
+    computed["block64"] = frame.block
     return Reading(computed=computed | more)
 
 
-def _decode_cipher(case: Case) -> EncryptionAlgorithm:
-    """Return the cipher by the input, else by the name, else by the length of the key."""
-    named = re.search(r"EA(\d\d)", case.algorithm)
+def _decode_cipher(case: Case, named_ea: str | None) -> EncryptionAlgorithm:
+    """Return the cipher by the name, else by the input, else by the length of the key."""
+    if named_ea is not None:
+        case.inputs.agree_ea(named_ea)
+        return _cipher_of(named_ea)
     if case.inputs.has("ea"):
-        ea = _cipher_of(f"{case.inputs.number('ea'):02d}")
-        if named and named.group(1) != ea:
-            raise CaseBroken(f"input ea contradicts the algorithm's name: expected {named.group(1)}")
-        return ea
-    if named:
-        return _cipher_of(named.group(1))
+        return _cipher_of(case.inputs.ea())
     key = case.inputs.text("decoder_key", "[0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}")
     return EncryptionAlgorithm.STA if len(key) == 16 else EncryptionAlgorithm.MISTY1
 
 
 def _compute_form(inputs: CaseInputs) -> Computed:
     bits66 = bits66_of(inputs.token())
-    return {"class": bits66 >> 27 & 0b11, "hex66": bits66}
+    return {"class": bits66 >> 27 & 0b11, "hex66": bits66, "hex": bits66}
 
 
 def _compute_crc(inputs: CaseInputs) -> Computed:
@@ -201,16 +214,17 @@ def _compute_luhn(inputs: CaseInputs) -> Computed:
 def _compute_luhn_negative(inputs: CaseInputs) -> Computed:
     """Say which digit comes out, and whether the given one (or the number's own last one) is it."""
     digits = inputs.text("digits", r"\d{1,64}")
-    computed: Computed = dict.fromkeys(("check", "check_not", "not_check"), luhn_check_digit(digits))
+    computed: Computed = dict.fromkeys(LUHN_UNWANTED_DIGITS, luhn_check_digit(digits))
     if inputs.has("check"):
         valid = luhn_check_digit(digits) == inputs.number("check")
     else:
         valid = len(digits) > 1 and is_luhn_valid(digits)
-    return computed | dict.fromkeys(("valid", "is_valid", "check_ok", "ok"), valid)
+    computed |= dict.fromkeys(("valid", "is_valid", "check_ok", "ok", "match", "matches"), valid)
+    return computed | dict.fromkeys(("invalid", "rejected"), not valid)
 
 
 def _compute_pan_checks(inputs: CaseInputs) -> Computed:
-    pan = inputs.text("pan", r"\d{18}")
+    pan = inputs.digits("pan", 18)
     _, iain = split_pan(pan)
     return {
         "pan_check_ok": is_luhn_valid(pan),
@@ -221,14 +235,14 @@ def _compute_pan_checks(inputs: CaseInputs) -> Computed:
 
 def _compute_pan_block(inputs: CaseInputs) -> Computed:
     iin, iain = inputs.text("iin", r"\d{4}|\d{6}"), inputs.text("iain", r"\d{11}|\d{13}")
-    block = int.from_bytes(pan_block(iin, iain, KeyType(int(inputs.text("kt", "[0-3]")))), "big")
+    block = int.from_bytes(pan_block(iin, iain, inputs.key_type()), "big")
     return {"panblock": block, "block": block}
 
 
 def _compute_control_block(inputs: CaseInputs) -> Computed:
     block = control_block(
-        kt=KeyType(int(inputs.text("kt", "[0-3]"))),
-        sgc=inputs.text("sgc", r"\d{6}"),
+        kt=inputs.key_type(),
+        sgc=inputs.digits("sgc", 6),
         tariff_index=inputs.number("ti"),
         krn=inputs.number("krn"),
     )
@@ -242,15 +256,15 @@ def _compute_misty1(inputs: CaseInputs) -> Computed:
     return {"cipher": cipher.encrypt(inputs.hexadecimal("plain", 16))}
 
 
-_BY_NAME: dict[str, Callable[[CaseInputs], Computed]] = {
-    "CRC-16": _compute_crc,
-    "CONTROLBlock": _compute_control_block,
-    "KEN check": _compute_ken,
-    "Luhn mod 10": _compute_luhn,
-    "Luhn mod 10 negative": _compute_luhn_negative,
-    "MISTY1 ECB": _compute_misty1,
-    "MeterPAN check digits": _compute_pan_checks,
-    "PANBlock": _compute_pan_block,
-    "TID": _compute_tid,
-    "decimal/hex form of a 66-bit token": _compute_form,
+_BY_NAME: dict[NamedCheck, Callable[[CaseInputs], Computed]] = {
+    NamedCheck.CRC: _compute_crc,
+    NamedCheck.CONTROL_BLOCK: _compute_control_block,
+    NamedCheck.KEN: _compute_ken,
+    NamedCheck.LUHN: _compute_luhn,
+    NamedCheck.LUHN_NEGATIVE: _compute_luhn_negative,
+    NamedCheck.MISTY1: _compute_misty1,
+    NamedCheck.PAN_CHECK_DIGITS: _compute_pan_checks,
+    NamedCheck.PAN_BLOCK: _compute_pan_block,
+    NamedCheck.TID: _compute_tid,
+    NamedCheck.TOKEN_FORM: _compute_form,
 }

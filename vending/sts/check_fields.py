@@ -19,7 +19,11 @@ from vending.sts.key_change import (
     KeyChangeThirdSta,
     unpack_section,
 )
+from vending.sts.management import CONTROL_VALUE_MAX, EXTENDED_SET_SUBCLASS
 from vending.sts.tokens import TokenFrame, is_currency_subclass
+
+# Management values that stand in the token as they are, by subclass.
+_RAW_NAMES = {1: "register", 2: "value", 5: "pad", 7: "value"}
 
 
 def encrypted_fields(frame: TokenFrame, ea: EncryptionAlgorithm) -> Computed:
@@ -35,8 +39,10 @@ def encrypted_fields(frame: TokenFrame, ea: EncryptionAlgorithm) -> Computed:
         fields["units"] = Decimal(decode_unit_amount(payload16)) / 10
     elif frame.token_class == 2 and frame.subclass in (0, 6):
         fields["value"] = decode_unit_amount(payload16)
-    elif frame.token_class == 2 and frame.subclass == 1:
-        fields["register"] = payload16
+    elif frame.token_class == 2 and frame.subclass in _RAW_NAMES:
+        fields[_RAW_NAMES[frame.subclass]] = payload16
+    elif frame.token_class == 2 and frame.subclass == EXTENDED_SET_SUBCLASS:
+        fields |= {"index": payload16 >> 10, "value": payload16 & CONTROL_VALUE_MAX}
     return fields
 
 
@@ -44,9 +50,9 @@ def clear_fields(frame: TokenFrame) -> Computed:
     """Return the fields of a token of class 1."""
     body = frame.field44
     if frame.subclass == 0:
-        return {"control36": body >> 8, "mfrcode": body & 0xFF}
+        return {"control36": body >> 8, "control": body >> 8, "mfrcode": body & 0xFF}
     if frame.subclass == 1:
-        return {"control28": body >> 16, "mfrcode": body & 0xFFFF}
+        return {"control28": body >> 16, "control": body >> 16, "mfrcode": body & 0xFFFF}
     return {"index": body >> 38} if frame.subclass == 2 else {}
 
 
@@ -54,7 +60,7 @@ def _fields_with_tid(frame: TokenFrame) -> Computed:
     """Return the fields of a credit or management token with a TID."""
     body = frame.field44
     head = "sign_exp_nibble" if is_currency_subclass(frame.token_class, frame.subclass) else "rnd"
-    return {head: body >> 40, "tid": body >> 16 & 0xFFFFFF, "payload16": body & 0xFFFF}
+    return {head: body >> 40, "tid": body >> 16 & 0xFFFFFF, "payload16": body & 0xFFFF, "amount16": body & 0xFFFF}
 
 
 def _fields_of_section(section: KeyChangeSection) -> Computed:

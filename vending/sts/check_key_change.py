@@ -17,7 +17,7 @@ _TOKENS = frozenset({"tokens"})
 def read_key_change(case: Case, dkga: str, ea: EncryptionAlgorithm) -> tuple[Reading, ...]:
     """Make the set of a case from its vending keys."""
     inputs = case.inputs
-    inputs.agree("ea", int(ea))
+    inputs.agree_ea(ea)
     old_inputs, new_inputs = inputs.part("old"), inputs.part("new")
     ken = new_inputs.number("ken") if new_inputs.has("ken") and not inputs.has("ken") else inputs.number("ken")
     # A change of derivation within one set is told by the meters themselves.
@@ -28,8 +28,8 @@ def read_key_change(case: Case, dkga: str, ea: EncryptionAlgorithm) -> tuple[Rea
     sections = key_change_sections(
         new,
         new_key,
-        roll_over=bool(int(inputs.text("ro", "[01]"))),
-        third_section=bool(int(inputs.text("res_3kct", "[01]"))),
+        roll_over=inputs.flag("ro"),
+        third_section=inputs.flag("res_3kct"),
     )
     computed: Computed = {
         "old_decoder_key": int.from_bytes(old_key.key, "big"),
@@ -40,4 +40,4 @@ def read_key_change(case: Case, dkga: str, ea: EncryptionAlgorithm) -> tuple[Rea
 
 
 def _dkga_of(inputs: CaseInputs, named: str) -> str:
-    return f"{inputs.number('dkga'):02d}" if inputs.has("dkga") else named
+    return inputs.dkga() if inputs.has("dkga") else named

@@ -12,9 +12,9 @@ from decimal import ROUND_CEILING, Context, Decimal
 
 from vending.sts.amounts import CurrencyField, encode_unit_amount
 from vending.sts.check_fields import encrypted_fields
-from vending.sts.check_inputs import Case, CaseBroken, CaseInputs, CaseSkipped, Computed, Reading
+from vending.sts.check_inputs import Case, CaseBroken, CaseInputs, CaseSkipped, Computed, Reading, without_blanks
 from vending.sts.errors import AmountOutOfRange
-from vending.sts.identity import EncryptionAlgorithm, KeyType, MeterKeyRecord, MeterPan
+from vending.sts.identity import EncryptionAlgorithm, MeterKeyRecord, MeterPan
 from vending.sts.keys import DECODER_KEY_BYTES, VENDING_KEY_BYTES_BY_DKGA, DecoderKey, derive_decoder_key
 from vending.sts.management import FLAG_INDEX, ExtendedControl, ExtendedFlag, pack_management
 from vending.sts.sta import IEC_SAMPLE_TABLES, StaTables
@@ -23,7 +23,9 @@ from vending.sts.tokens import TokenFrame, TokenNumber, crc_of, is_currency_subc
 
 WHOLE_UNITS = "currency_amount read as whole units of the currency"
 FINE_UNITS = "currency_amount read in 10^-5 of the currency unit"
-NEEDS_TABLES = "EA07: only the tables of its source can confirm this token, and not the IEC sample ones"
+NEEDS_TABLES = (
+    "EA07: the tables file of its source is missing (--ea07-tables), and the IEC sample tables do not confirm it"
+)
 CURRENCY_DECIMALS = 5
 _CIPHER_FIELDS = frozenset({"token", "tokens"})
 _VALUE_DECIMALS = {"units": 1, "value": 0}
@@ -63,7 +65,7 @@ class TokenKind:
 
 def read_derived(case: Case, kind: TokenKind, dkga: str) -> tuple[Reading, ...]:
     """Read a case whose decoder key comes from a vending key."""
-    case.inputs.agree("dkga", int(dkga))
+    case.inputs.agree_dkga(dkga)
     if _value_name(kind) is None:
         raise CaseSkipped(f"class {kind.token_class} subclass {kind.subclass} has no value to make it from")
     decoder_key, meter = derive_for_case(case, case.inputs, dkga, kind.ea)
@@ -94,7 +96,7 @@ def derive_for_case(
     if dkga not in offered:
         raise CaseSkipped(f"DKGA{dkga[:2]} is not implemented")
     derivation = offered[dkga]
-    pan = MeterPan.parse(inputs.text("pan", r"\d{18}"))
+    pan = MeterPan.parse(inputs.digits("pan", 18))
     if ken is None:
         # The digits of a token do not depend on the expiry number; the vectors that test it are named so.
         ken = inputs.number("ken") if inputs.has("ken") else 255
@@ -104,8 +106,8 @@ def derive_for_case(
         drn=pan.drn,
         ea=ea,
         dkga=derivation,
-        sgc=inputs.text("sgc", r"\d{6}"),
-        kt=KeyType(int(inputs.text("kt", "[0-3]"))),
+        sgc=inputs.digits("sgc", 6),
+        kt=inputs.key_type(),
         krn=inputs.number("krn"),
         tariff_index=inputs.number("ti"),
         ken=ken,
@@ -122,18 +124,21 @@ def given_decoder_key(case: Case, ea: EncryptionAlgorithm) -> DecoderKey:
     return DecoderKey(ea=ea, key=key, sta_tables=_tables(case))
 
 
-def asks_for_samples(case: Case) -> bool:
-    """Tell whether the case is by its name one of the sample tables."""
-    return "SAMPLE" in case.algorithm
+def token_of_case(case: Case) -> TokenNumber | None:
+    """Return the token that the case gives or expects."""
+    if case.inputs.has("token"):
+        return case.inputs.token()
+    told = case.expected.get("token")
+    return TokenNumber(without_blanks(told)) if isinstance(told, str) else None
 
 
 def hangs_on_tables(case: Case, ea: EncryptionAlgorithm) -> bool:
     """Tell whether this case would need tables that nobody gave."""
-    return ea is EncryptionAlgorithm.STA and case.ea07_tables is None and not asks_for_samples(case)
+    return ea is EncryptionAlgorithm.STA and case.ea07_tables is None and not case.is_sample
 
 
 def _tables(case: Case) -> StaTables:
-    return IEC_SAMPLE_TABLES if case.ea07_tables is None or asks_for_samples(case) else case.ea07_tables
+    return IEC_SAMPLE_TABLES if case.ea07_tables is None or case.is_sample else case.ea07_tables
 
 
 def _value_name(kind: TokenKind) -> str | None:
@@ -143,9 +148,9 @@ def _value_name(kind: TokenKind) -> str | None:
 def _given_tid(inputs: CaseInputs) -> int | None:
     if inputs.has("issue_time") and inputs.has("bdt"):
         tid = tid_at(inputs.issued_at(), inputs.base_date())
-        inputs.agree("tid", tid)
+        inputs.agree("tid", tid, or_hexadecimal=True)
         return tid
-    return inputs.number("tid") if inputs.has("tid") else None
+    return inputs.number("tid", or_hexadecimal=True) if inputs.has("tid") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +176,8 @@ def _values(inputs: CaseInputs, kind: TokenKind) -> list[_Value]:
     if (kind.token_class, kind.subclass) in _CODED:
         steps = _steps_up(inputs.amount(name), decimals=_VALUE_DECIMALS[name])
         return [_Value(payload16=encode_unit_amount(steps))]
-    return [_Value(payload16=inputs.number(name))]
+    # A register of all is told as FFFF by some and as 65535 by others.
+    return [_Value(payload16=inputs.number(name, or_hexadecimal=True))]
 
 
 def _currency_values(inputs: CaseInputs) -> list[_Value]:
@@ -207,10 +213,12 @@ def _extended_value(inputs: CaseInputs) -> int:
 
 
 def _sealed_reading(case: Case, kind: TokenKind, decoder_key: DecoderKey, tid: int, value: _Value) -> Reading:
-    head = case.inputs.number("rnd") if value.sign_exponent is None else value.sign_exponent
+    head = case.inputs.number("rnd", or_hexadecimal=True) if value.sign_exponent is None else value.sign_exponent
     field44 = head << 40 | tid << 16 | value.payload16
     crc = crc_of(kind.token_class, kind.subclass, field44)
     computed: Computed = {
+        "class": kind.token_class,
+        "subclass": kind.subclass,
         "decoder_key": int.from_bytes(decoder_key.key, "big"),
         "tid": tid,
         "payload16": value.payload16,
@@ -240,17 +248,15 @@ def _block_reading(case: Case, kind: TokenKind, decoder_key: DecoderKey, block: 
 
 def _opened_reading(case: Case, kind: TokenKind, decoder_key: DecoderKey, tid: int | None) -> Reading:
     """Open the expected token, where the contents are not given whole, and check it on what is given."""
-    told = case.expected.get("token")
-    if not isinstance(told, str):
+    number = token_of_case(case)
+    if number is None:
         raise CaseSkipped("incomplete: neither the contents nor a token are given")
-    number = TokenNumber(told.replace(" ", ""))
     frame = open_frame(number, decoder_key)
     if not (frame.crc_ok and (frame.token_class, frame.subclass) == (kind.token_class, kind.subclass)):
         if hangs_on_tables(case, kind.ea):
             raise CaseSkipped(NEEDS_TABLES)
         raise CaseBroken(f"token {number} is under this decoder key none of the class and subclass the name says")
-    block = frame.subclass << 60 | frame.field44 << 16 | frame.crc
-    computed = encrypted_fields(frame, kind.ea) | {"field44": frame.field44, "crc": frame.crc, "block64": block}
+    computed = encrypted_fields(frame, kind.ea) | {"field44": frame.field44, "crc": frame.crc, "block64": frame.block}
     computed |= {"decoder_key": int.from_bytes(decoder_key.key, "big"), "crc_ok": True, "token": number.digits}
     if tid is not None and computed.get("tid") != tid:
         raise CaseBroken(f"token {number}: expected TID {tid} from the issue time, got another")
@@ -261,7 +267,7 @@ def _opened_reading(case: Case, kind: TokenKind, decoder_key: DecoderKey, tid: i
 def _require_agreement(inputs: CaseInputs, kind: TokenKind, computed: Computed) -> None:
     """Refuse a token whose contents are not the inputs that are given."""
     for name in ("rnd", "tid"):
-        if name in computed and inputs.has(name) and inputs.number(name) != computed[name]:
+        if name in computed and inputs.has(name) and inputs.number(name, or_hexadecimal=True) != computed[name]:
             raise CaseBroken(f"input {name} is not what the token carries")
     for name in ("payload16", "amount16"):
         if inputs.has(name) and inputs.hexadecimal(name, 4) != computed.get("payload16"):

@@ -65,15 +65,19 @@ _ERA_STARTS = {
 }
 
 
+# Twice a digit, the two digits of the product added.
+_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+
+
 def luhn_check_digit(digits: str) -> int:
     """Return the Luhn mod 10 digit that follows these digits.
 
     Raises: InvalidIdentity unless every character is one of 0-9 and there is at least one.
     """
     require_digits(digits, None, whose="Luhn input")
-    # Every second digit counts double, from the last data digit leftwards; two digits of a product are added.
-    doubled = sum(sum(divmod(2 * int(digit), 10)) for digit in digits[::-2])
-    return -(doubled + sum(int(digit) for digit in digits[-2::-2])) % 10
+    # Every second digit counts double, from the last data digit leftwards.
+    doubled = sum([_DOUBLED[int(digit)] for digit in digits[::-2]])
+    return -(doubled + sum([int(digit) for digit in digits[-2::-2]])) % 10
 
 
 def is_luhn_valid(digits: str) -> bool:
@@ -179,6 +183,12 @@ class MeterKeyRecord:
     def pan(self) -> MeterPan:
         """The MeterPAN of this meter."""
         return MeterPan(iin=self.iin, drn=self.drn)
+
+    @property
+    def pan_digits(self) -> str:
+        """The 18 digits of the MeterPAN, which was found valid when the record was made."""
+        number = self.iin + self.drn.digits
+        return f"{number}{luhn_check_digit(number)}"
 
 
 def split_pan(digits: str) -> tuple[str, str]:

@@ -86,10 +86,25 @@ def issue_key_change(
     by which the meter's stored supply group becomes 0. EA11 always takes four and carries it.
     Raises: NewKeyExpired when the new key has reached its KEN at the time of issue; KeyChangeRefused.
     """
-    if (old.pan, old.ea) != (new.pan, new.ea):
-        raise KeyChangeRefused(f"key change: expected one meter and cipher, got meters {old.drn} and {new.drn}")
+    require_key_change(old=old, new=new, issued_at=issued_at)
     if (old_key.ea, new_key.ea) != (old.ea, new.ea):
         raise KeyChangeRefused(f"key change: expected keys for EA{old.ea}, got others, meter {old.drn}")
+    sections = key_change_sections(
+        new,
+        new_key,
+        roll_over=new.base_date.starts_at > old.base_date.starts_at,
+        third_section=carry_sgc and new.ea is EncryptionAlgorithm.STA,
+    )
+    return tuple(seal_frame(_CLASS, *pack_section(section), old_key) for section in sections)
+
+
+def require_key_change(*, old: MeterKeyRecord, new: MeterKeyRecord, issued_at: datetime | None) -> None:
+    """Refuse a key change that the meter would not take or would lose something by; a module's keys are not asked for.
+
+    Raises: NewKeyExpired when the new key has reached its KEN at the time of issue; KeyChangeRefused.
+    """
+    if (old.pan, old.ea) != (new.pan, new.ea):
+        raise KeyChangeRefused(f"key change: expected one meter and cipher, got meters {old.drn} and {new.drn}")
     if new.kt is KeyType.INITIALISATION:
         raise KeyChangeRefused(f"key change: expected a new key type 1-3, got 0, meter {new.drn}")
     if new.base_date.starts_at < old.base_date.starts_at:
@@ -99,13 +114,6 @@ def issue_key_change(
         )
     if issued_at is not None:
         _require_key_in_force(new, issued_at)
-    sections = key_change_sections(
-        new,
-        new_key,
-        roll_over=new.base_date.starts_at > old.base_date.starts_at,
-        third_section=carry_sgc and new.ea is EncryptionAlgorithm.STA,
-    )
-    return tuple(seal_frame(_CLASS, *pack_section(section), old_key) for section in sections)
 
 
 def key_change_sections(

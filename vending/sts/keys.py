@@ -152,12 +152,8 @@ def dkga04_message(meter: MeterKeyRecord) -> bytes:
 
     Shape: item count, tagged label; zero; item count, tagged context; bits wanted as 4 bytes.
     """
-    label = (meter.dkga, meter.base_date, meter.ea, f"{meter.tariff_index:02d}")
-    context = (meter.sgc, f"{meter.kt:d}", f"{meter.krn:d}", meter.pan.digits)
+    # Every item has a fixed length, so counts and tags stand as they are: 04 items; 02, 06, 01 or 12 bytes.
+    label = f"\x04\x02{meter.dkga}\x02{meter.base_date}\x02{meter.ea}\x02{meter.tariff_index:02d}"
+    context = f"\x04\x06{meter.sgc}\x01{meter.kt:d}\x01{meter.krn:d}\x12{meter.pan_digits}"
     bits_wanted = 8 * DECODER_KEY_BYTES[meter.ea]
-    return _tagged(label) + b"\x00" + _tagged(context) + bits_wanted.to_bytes(4, "big")
-
-
-def _tagged(items: tuple[str, ...]) -> bytes:
-    parts = b"".join(bytes([len(item)]) + item.encode("ascii") for item in items)
-    return bytes([len(items)]) + parts
+    return f"{label}\x00{context}".encode("ascii") + bits_wanted.to_bytes(4, "big")

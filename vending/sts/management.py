@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import assert_never
 
-from vending.sts.errors import FieldOutOfRange, TokenCrcMismatch, UnsupportedToken
+from vending.sts.errors import FieldOutOfRange, UnsupportedToken
 from vending.sts.key_change import (
     KEY_CHANGE_SUBCLASSES,
     KeyChangeFirst,
@@ -33,10 +33,10 @@ from vending.sts.tokens import (
     TokenFrame,
     TokenNumber,
     UnitCredit,
-    decode_token,
     encode_token,
-    open_frame,
+    open_intact,
     seal_frame,
+    unpack_fields,
 )
 
 EXTENDED_SET_SUBCLASS = 10
@@ -118,14 +118,9 @@ def decode_any_token(number: TokenNumber, decoder_key: DecoderKey | None) -> Any
 
     Raises: TokenCrcMismatch, UnsupportedToken; InvalidKey when an encrypted class comes without key.
     """
-    frame = open_frame(number, decoder_key)
-    if frame.token_class != _CLASS:
-        return decode_token(number, decoder_key)
-    if not frame.crc_ok or decoder_key is None:
-        raise TokenCrcMismatch(
-            f"token {number}: expected the CRC of its contents, got another: "
-            "mistyped, or made for another meter, SGC, TI or KRN"
-        )
+    frame = open_intact(number, decoder_key)
+    if frame.token_class != _CLASS or decoder_key is None:
+        return unpack_fields(frame, number)
     return unpack_management(frame, decoder_key)
 
 

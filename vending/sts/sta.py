@@ -13,11 +13,18 @@ from vending.sts.errors import FieldOutOfRange, InvalidCipherTables, InvalidKey
 
 BLOCK_BITS = 64
 KEY_BYTES = 8
+BLOCK_BYTES = 8
 NIBBLES = 16
 _ROUNDS = 16
 _ALL_BITS = (1 << BLOCK_BITS) - 1
 _KEY_ROTATION = 12
-# The spread tables of one set are 48 rows of 16 numbers, about 30 KB. A station has one set, a check two.
+# The key bits that choose the tables, one at the top of each nibble, moved to its foot.
+_CHOOSERS = 0x1111111111111111
+# Where they are found in the key before each of the first eight rounds: in bit 3, then one place lower each round.
+_CHOOSER_SHIFTS = tuple(BLOCK_BITS + 3 - turn for turn in range(_ROUNDS // 2))
+# A byte of choosers is one of 0, 1, 16, 17; the rows between are never asked for.
+_CHOICES = (0x00, 0x01, 0x10, 0x11)
+# The worked-out tables of one set are 64 rows of 256 numbers, about 0.7 MB. A station has one set, a check two.
 _EXPANSIONS_MAX = 8
 
 
@@ -66,7 +73,7 @@ class Sta:
     Invariants: `decrypt(encrypt(block)) == block` for every 64-bit block; the key never shows in `repr`.
     """
 
-    __slots__ = ("_expansion", "_round_keys")
+    __slots__ = ("_choosers", "_expansion")
 
     def __init__(self, key: bytes, tables: StaTables) -> None:
         """Take a 64-bit key and the tables of the meter.
@@ -77,7 +84,11 @@ class Sta:
             raise InvalidKey(f"STA key: expected {KEY_BYTES} bytes, got {len(key)}")
         self._expansion = _expand(tables)
         start = _rotate_left(~int.from_bytes(key, "big") & _ALL_BITS, BLOCK_BITS - _KEY_ROTATION)
-        self._round_keys = tuple(_rotate_left(start, turn) for turn in range(_ROUNDS))
+        # The start twice in a row holds each of its rotations as 64 bits in one place.
+        twice = start << BLOCK_BITS | start
+        first = [(twice >> shift & _CHOOSERS).to_bytes(BLOCK_BYTES, "little") for shift in _CHOOSER_SHIFTS]
+        # Eight turns move every byte on by one.
+        self._choosers = (*first, *[octets[-1:] + octets[:-1] for octets in first])
 
     def __repr__(self) -> str:
         return "Sta(key hidden)"
@@ -87,59 +98,86 @@ class Sta:
 
         Raises: FieldOutOfRange when the block is not 64 bits.
         """
-        block = _require_block(block)
-        forward = self._expansion.forward
-        for key in self._round_keys:
-            spread = 0
-            for nibble in range(NIBBLES):
-                # The top bit of the key's nibble chooses the table.
-                spread |= forward[nibble][key >> 4 * nibble + 3 & 1][block >> 4 * nibble & 0xF]
-            block = spread
-        return block
+        return _run(self._expansion.forward, self._choosers, _octets(block))
 
     def decrypt(self, block: int) -> int:
         """Decrypt one 64-bit block.
 
         Raises: FieldOutOfRange when the block is not 64 bits.
         """
-        block = _require_block(block)
-        gathered_by, unsubstituted_by = self._expansion.gather, self._expansion.unsubstitute
-        for key in reversed(self._round_keys):
-            gathered = 0
-            for nibble in range(NIBBLES):
-                gathered |= gathered_by[nibble][block >> 4 * nibble & 0xF]
-            block = 0
-            for nibble in range(NIBBLES):
-                table = unsubstituted_by[key >> 4 * nibble + 3 & 1]
-                block |= table[gathered >> 4 * nibble & 0xF] << 4 * nibble
-        return block
+        # A round undone is the permutation back, then the substitution back. Taking the permutation of the next
+        # round into each substitution leaves one at the start, and one too many at the end.
+        gathered = _permute(self._expansion.gather, _octets(block))
+        surplus = _run(self._expansion.backward, self._choosers[::-1], _octets(gathered))
+        return _permute(self._expansion.spread, _octets(surplus))
+
+
+Row = tuple[int, ...]
+# By byte of the block, by chooser byte, by value of the byte: the bits it adds to the outcome.
+ChosenRows = tuple[tuple[Row, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Expansion:
-    """The tables worked out once: where each nibble's bits go and come from."""
+    """The tables worked out once: what each byte of a block becomes in a round, and where its bits go."""
 
-    forward: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    gather: tuple[tuple[int, ...], ...]
-    unsubstitute: tuple[tuple[int, ...], tuple[int, ...]]
+    forward: ChosenRows
+    backward: ChosenRows
+    spread: tuple[Row, ...]
+    gather: tuple[Row, ...]
+
+
+def _run(rows: ChosenRows, choosers: tuple[bytes, ...], octets: bytes) -> int:
+    """Run the rounds: each byte with its choosers names a row's entry, and the entries add up to the next block."""
+    t0, t1, t2, t3, t4, t5, t6, t7 = rows
+    block = 0
+    for c0, c1, c2, c3, c4, c5, c6, c7 in choosers:
+        x0, x1, x2, x3, x4, x5, x6, x7 = octets
+        block = t0[c0][x0] | t1[c1][x1] | t2[c2][x2] | t3[c3][x3] | t4[c4][x4] | t5[c5][x5] | t6[c6][x6] | t7[c7][x7]
+        octets = block.to_bytes(BLOCK_BYTES, "little")
+    return block
+
+
+def _permute(rows: tuple[Row, ...], octets: bytes) -> int:
+    t0, t1, t2, t3, t4, t5, t6, t7 = rows
+    x0, x1, x2, x3, x4, x5, x6, x7 = octets
+    return t0[x0] | t1[x1] | t2[x2] | t3[x3] | t4[x4] | t5[x5] | t6[x6] | t7[x7]
 
 
 @lru_cache(maxsize=_EXPANSIONS_MAX)
 def _expand(tables: StaTables) -> _Expansion:
     inverse_p = _inverse(tables.p)
-    forward = tuple(
-        (
-            tuple(_spread(nibble, value, tables.p) for value in tables.s1),
-            tuple(_spread(nibble, value, tables.p) for value in tables.s2),
-        )
-        for nibble in range(NIBBLES)
+    spread = tuple(_byte_row(byte, tables.p) for byte in range(BLOCK_BYTES))
+    gather = tuple(_byte_row(byte, inverse_p) for byte in range(BLOCK_BYTES))
+    return _Expansion(
+        forward=_chosen_rows(spread, (tables.s1, tables.s2)),
+        backward=_chosen_rows(gather, (_inverse(tables.s1), _inverse(tables.s2))),
+        spread=spread,
+        gather=gather,
     )
-    gather = tuple(tuple(_spread(nibble, value, inverse_p) for value in range(16)) for nibble in range(NIBBLES))
-    return _Expansion(forward=forward, gather=gather, unsubstitute=(_inverse(tables.s1), _inverse(tables.s2)))
 
 
-def _spread(nibble: int, value: int, places: tuple[int, ...]) -> int:
-    return sum(1 << places[4 * nibble + bit] for bit in range(4) if value >> bit & 1)
+def _byte_row(byte: int, places: tuple[int, ...]) -> Row:
+    """Return for each value of a byte where its bits go."""
+    bits = [1 << place for place in places[8 * byte : 8 * byte + 8]]
+    return tuple(sum(bits[bit] for bit in range(8) if value >> bit & 1) for value in range(256))
+
+
+def _chosen_rows(permuted: tuple[Row, ...], substitutions: tuple[Row, Row]) -> ChosenRows:
+    """Join substitution and permutation, for each byte and each choice of the tables of its two nibbles."""
+    substituted = {
+        choice: [
+            substitutions[choice >> 4][value >> 4] << 4 | substitutions[choice & 1][value & 0xF] for value in range(256)
+        ]
+        for choice in _CHOICES
+    }
+    return tuple(
+        tuple(
+            tuple(row[value] for value in substituted[choice]) if choice in substituted else ()
+            for choice in range(_CHOICES[-1] + 1)
+        )
+        for row in permuted
+    )
 
 
 def _inverse(table: tuple[int, ...]) -> tuple[int, ...]:
@@ -150,7 +188,8 @@ def _rotate_left(value: int, places: int) -> int:
     return (value << places | value >> BLOCK_BITS - places) & _ALL_BITS
 
 
-def _require_block(block: int) -> int:
+def _octets(block: int) -> bytes:
+    """Return the bytes of a block, lowest first."""
     if not 0 <= block <= _ALL_BITS:
         raise FieldOutOfRange(f"STA block: expected {BLOCK_BITS} bits, got {block.bit_length()}")
-    return block
+    return block.to_bytes(BLOCK_BYTES, "little")

@@ -132,6 +132,11 @@ class TokenFrame:
     crc: int
     crc_ok: bool
 
+    @property
+    def block(self) -> int:
+        """The 64-bit block before encryption: subclass, body and CRC."""
+        return self.subclass << 60 | self.field44 << 16 | self.crc
+
 
 def encode_token(token: Token, decoder_key: DecoderKey | None) -> TokenNumber:
     """Write a token as 20 digits.
@@ -148,13 +153,7 @@ def decode_token(number: TokenNumber, decoder_key: DecoderKey | None) -> Token:
 
     Raises: TokenCrcMismatch, UnsupportedToken; InvalidKey when an encrypted class comes without key.
     """
-    frame = open_frame(number, decoder_key)
-    if not frame.crc_ok:
-        raise TokenCrcMismatch(
-            f"token {number}: expected the CRC of its contents, got another: "
-            "mistyped, or made for another meter, SGC, TI or KRN"
-        )
-    return _unpack_fields(frame, number)
+    return unpack_fields(open_intact(number, decoder_key), number)
 
 
 def pack_fields(token: Token) -> tuple[int, int, int]:
@@ -241,6 +240,20 @@ def open_frame(number: TokenNumber, decoder_key: DecoderKey | None) -> TokenFram
     )
 
 
+def open_intact(number: TokenNumber, decoder_key: DecoderKey | None) -> TokenFrame:
+    """Take 20 digits apart whose CRC agrees.
+
+    Raises: TokenCrcMismatch; UnsupportedToken for class 3; InvalidKey when an encrypted class comes without key.
+    """
+    frame = open_frame(number, decoder_key)
+    if not frame.crc_ok:
+        raise TokenCrcMismatch(
+            f"token {number}: expected the CRC of its contents, got another: "
+            "mistyped, or made for another meter, SGC, TI or KRN"
+        )
+    return frame
+
+
 def bits66_of(number: TokenNumber) -> int:
     """Return the 66 bits behind the digits."""
     return int(number.digits)
@@ -267,13 +280,24 @@ def crc16(bits50: int, *, currency: bool = False) -> int:
     """
     crc = 0xFFFF
     for byte in bits50.to_bytes(7, "big") + (b"\x01" if currency else b""):
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0xA001 if crc & 1 else 0)
+        crc = crc >> 8 ^ _CRC_OF_BYTE[crc & 0xFF ^ byte]
     return (crc & 0xFF) << 8 | crc >> 8
 
 
-def _unpack_fields(frame: TokenFrame, number: TokenNumber) -> Token:
+def _crc_of_byte(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0xA001 if byte & 1 else 0)
+    return byte
+
+
+_CRC_OF_BYTE = tuple(_crc_of_byte(byte) for byte in range(256))
+
+
+def unpack_fields(frame: TokenFrame, number: TokenNumber) -> Token:
+    """Read the contents of an opened token of class 0 or 1; the number serves the message only.
+
+    Raises: UnsupportedToken for a subclass that is reserved or a maker's own.
+    """
     body = frame.field44
     match frame.token_class, frame.subclass:
         case 0, (0 | 1 | 2 | 3) as subclass:

@@ -30,7 +30,7 @@ from headend.pipeline import (
     take_status,
 )
 from protocols.columns import ABSENT, CHANNELS, ReadingColumns
-from protocols.native import MeterEvent, Readings
+from protocols.native import MeterEvent, Readings, TokenEntered
 from protocols.rows import ReadingRow
 
 
@@ -55,6 +55,8 @@ def plan_batch(messages: Iterable[Received], table: ChargeTable, calendar: Local
             reading.append((message, uplink))
         elif isinstance(uplink, MeterEvent):
             made.events.append((table.kept(uplink.serial).meter_id, uplink.at_ms, uplink.code))
+        elif isinstance(uplink, TokenEntered):
+            made.entries.append((table.kept(uplink.serial).meter_id, uplink))
         else:
             take_reply(made, table[uplink.serial], uplink, message)
     if reading:

@@ -35,7 +35,7 @@ from headend.validate import (
     validate_time,
 )
 from protocols.errors import FrameError
-from protocols.native import CommandReply, MeterEvent, Readings, Uplink, decode_uplink
+from protocols.native import CommandReply, MeterEvent, Readings, TokenEntered, Uplink, decode_uplink
 from protocols.rows import ReadingRow
 
 
@@ -117,6 +117,7 @@ class Plan:
     flags: set[tuple[int, int, int]] = field(default_factory=set)
     numbers: list[Numbered] = field(default_factory=list)
     replies: list[tuple[int, CommandReply]] = field(default_factory=list)
+    entries: list[tuple[int, TokenEntered]] = field(default_factory=list)
     states: dict[str, MeterState] = field(default_factory=dict)
     candidates: set[int] = field(default_factory=set)
     late_since_ms: dict[int, int] = field(default_factory=dict)
@@ -247,6 +248,9 @@ def plan(
             arrived.setdefault(uplink.serial, []).extend(_arrivals(message, uplink, meters[uplink.serial]))
         elif isinstance(uplink, MeterEvent):
             made.events.append((meters[uplink.serial].meter_id, uplink.at_ms, uplink.code))
+            made.settle(message, Outcome.STORED)
+        elif isinstance(uplink, TokenEntered):
+            made.entries.append((meters[uplink.serial].meter_id, uplink))
             made.settle(message, Outcome.STORED)
         else:
             take_reply(made, meters[uplink.serial], uplink, message)

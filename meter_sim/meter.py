@@ -8,7 +8,8 @@ opens a connection and never reads a clock.
 In central mode the account is the truth and the balance here is a copy: every executed command that carries a
 balance overwrites it, and between contacts it stands still. A meter given a `fallback_rate_milli_per_kwh`
 lets the copy fall by that rate instead, alarms from it without any contact, and takes away at zero the supply that
-a token gave.
+a token gave. What became of a token is told after the readings before it, so that the balance it is answered with
+knows them.
 
 While its relay is limited, the simulated home sheds what is above the limit.
 
@@ -20,16 +21,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
+from meter_sim.token_reader import Carrier
 from protocols.native import (
     BLOCK_INTERVALS_MAX,
     BLOCK_STEP_S_MAX,
     Command,
     CommandReply,
+    EntryResult,
     MeterEvent,
     OrderKind,
     Readings,
     Relay,
     ReplyResult,
+    TokenEntered,
     Uplink,
 )
 
@@ -42,25 +46,54 @@ _MILLI_MINOR_WH: Final = 1_000_000  # Thousandths of a minor unit per kWh, in mi
 
 
 class TokenResult(Protocol):
-    """What a token reader says of one typed number.
+    """What a token reader says of one entered number.
 
-    Invariants: `credit_minor` is the amount of an accepted currency token and None otherwise.
+    Invariants: `credit_minor` is the amount of an accepted currency token for electricity, `energy_wh` that of one in
+    kWh, None otherwise; `authentic` tells that it was made for this meter, whatever became of it.
     """
 
     @property
+    def result(self) -> EntryResult:
+        """Say what became of it."""
+
+    @property
     def accepted(self) -> bool:
-        """Tell whether the token was this meter's, unused and intact."""
+        """Tell whether it was this meter's (or for every meter), unused and intact."""
+
+    @property
+    def authentic(self) -> bool:
+        """Tell whether it was encrypted under this meter's key."""
+
+    @property
+    def tid(self) -> int | None:
+        """Give its TID."""
 
     @property
     def credit_minor(self) -> int | None:
         """Give the credit it carried, in minor units."""
 
+    @property
+    def energy_wh(self) -> int | None:
+        """Give the energy it carried."""
+
+    @property
+    def clears_credit(self) -> bool:
+        """Tell whether it takes the electricity credit away."""
+
+    @property
+    def power_limit_w(self) -> int | None:
+        """Give the limit of power that it set."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Give what it asked to be shown."""
+
 
 class TokenReader(Protocol):
-    """The part of a meter that reads typed tokens with the meter's own decoder key."""
+    """The part of a meter that reads tokens with the meter's own decoder key."""
 
-    def enter(self, digits: str, now_ms: int) -> TokenResult:
-        """Read one typed token of 20 digits."""
+    def enter(self, digits: str, now_ms: int, *, carrier: Carrier = Carrier.KEYPAD) -> TokenResult:
+        """Read one token of 20 digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +117,9 @@ class MeterSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _StoredReading:
+class StoredReading:
+    """One interval as the meter has measured it."""
+
     read_at_ms: int
     register_wh: int
     voltage_mv: int | None
@@ -119,6 +154,8 @@ class SimulatedMeter:
         self.register_wh = register_wh % 10**self.settings.register_digits
         self.relay = relay
         self.limit_w: int | None = None
+        # Set by a token, and in force whatever the head-end ordered.
+        self.power_limit_w: int | None = None
         self.balance_minor = balance_minor
         self.threshold_minor = threshold_minor
         self.buzzer_on = False
@@ -136,11 +173,12 @@ class SimulatedMeter:
         self._uncharged = 0
         self._interval_ends_ms: int | None = None
         self._seq = 0
-        self._readings: deque[_StoredReading] = deque()
+        self._readings: deque[StoredReading] = deque()
         # What the meter has measured, sent or not, and what of it was asked for again.
-        self._profile: deque[_StoredReading] = deque(maxlen=self.settings.stored_readings_max)
-        self._asked_again: deque[_StoredReading] = deque()
+        self._profile: deque[StoredReading] = deque(maxlen=self.settings.stored_readings_max)
+        self._asked_again: deque[StoredReading] = deque()
         self._messages: deque[MeterEvent | CommandReply] = deque()
+        self._entries: deque[TokenEntered] = deque()
         self._alarm_if_low()
 
     @property
@@ -155,8 +193,8 @@ class SimulatedMeter:
 
     @property
     def stored_count(self) -> int:
-        """Count readings, events and replies not yet confirmed."""
-        return len(self._readings) + len(self._asked_again) + len(self._messages)
+        """Count readings, events, replies and tokens not yet confirmed."""
+        return len(self._readings) + len(self._asked_again) + len(self._messages) + len(self._entries)
 
     def clock_ms(self, now_ms: int) -> int:
         """Tell the meter's own time."""
@@ -183,7 +221,7 @@ class SimulatedMeter:
         self._interval_ends_ms = now_ms
         self.register_wh = (self.register_wh + consumed_wh) % 10**self.settings.register_digits
         self._store_reading(
-            _StoredReading(
+            StoredReading(
                 read_at_ms=self.clock_ms(now_ms),
                 register_wh=self.register_wh,
                 voltage_mv=voltage_mv,
@@ -203,7 +241,8 @@ class SimulatedMeter:
             # A repeated delivery is confirmed again but moves nothing: a token may have closed the relay
             # since.
             return (self._reply(command, ReplyResult.DONE, now_ms),)
-        if last is not None and command.epoch <= last.epoch:
+        if last is not None and command.epoch <= last.epoch and command.kind is not OrderKind.TOKEN:
+            # Tokens come in any order: it is the TID by which one counts once.
             return (self._reply(command, ReplyResult.STALE, now_ms),)
         if self.clock_ms(now_ms) > command.expires_at_ms:
             return (self._reply(command, ReplyResult.EXPIRED, now_ms),)
@@ -213,21 +252,31 @@ class SimulatedMeter:
         events = self._execute(command, now_ms)
         return (*events, self._reply(command, ReplyResult.DONE, now_ms))
 
-    def enter_token(self, digits: str, now_ms: int) -> tuple[TokenResult, tuple[MeterEvent, ...]]:
-        """Let the customer type a token; an accepted currency token may close the relay.
+    def enter_token(
+        self, digits: str, now_ms: int, *, carrier: Carrier = Carrier.KEYPAD
+    ) -> tuple[TokenResult, tuple[MeterEvent, ...]]:
+        """Read a token that the customer typed, or that was pushed; an accepted credit may close the relay.
 
         The credit goes on the local copy, and the relay closes if that leaves a credit: a debt keeps supply
         off or limited.
         """
-        result = self._token_reader.enter(digits, now_ms)
+        result = self._token_reader.enter(digits, now_ms, carrier=carrier)
         events: tuple[MeterEvent, ...] = ()
-        if result.accepted and result.credit_minor is not None:
-            self._set_balance((self.balance_minor or 0) + result.credit_minor)
+        credit_minor = self._credit_of(result)
+        if credit_minor is not None:
+            self._set_balance((self.balance_minor or 0) + credit_minor)
             closes = self.relay is not Relay.ON and not self.relay_stuck
             if closes and (self.balance_minor or 0) > 0:
                 self._before_token = self.relay
                 events = self._move_relay(Relay.ON, now_ms)
-        self._notice = "TOKEN ACCEPTED" if result.accepted else "TOKEN REJECTED"
+        if result.clears_credit and self.balance_minor is not None:
+            self._set_balance(min(0, self.balance_minor))
+            events = self._end_supply_of_token(now_ms)
+        if result.power_limit_w is not None:
+            self.power_limit_w = result.power_limit_w
+        if result.authentic:
+            self._store_entry(result, digits, now_ms)
+        self._notice = " ".join(result.shown) or ("TOKEN ACCEPTED" if result.accepted else "TOKEN REJECTED")
         return result, events
 
     def press_button(self) -> None:
@@ -236,12 +285,14 @@ class SimulatedMeter:
         self.buzzer_on = False
 
     def next_unsent(self, now_ms: int) -> Uplink | None:
-        """Compose the oldest message the head-end lacks, or None: events and replies, readings, what was asked again.
+        """Compose the next message the head-end lacks, or None: events, readings, tokens, what was asked for again.
 
         Consecutive readings go as one block with their original times. Composing changes nothing but `seq`.
         """
         if self._messages:
             return self._messages[0]
+        if self._entries and not self._readings:
+            return self._entries[0]
         unsent = self._readings or self._asked_again
         if not unsent:
             return None
@@ -267,8 +318,9 @@ class SimulatedMeter:
     def confirm(self, uplink: Uplink) -> None:
         """Forget what the head-end has acknowledged; what was pushed out meanwhile is no matter."""
         if not isinstance(uplink, Readings):
-            if self._messages and self._messages[0] is uplink:
-                self._messages.popleft()
+            for said in (self._messages, self._entries):
+                if said and said[0] is uplink:
+                    said.popleft()
             return
         for read_at_ms, register_wh in zip(uplink.read_at_ms, uplink.import_wh, strict=True):
             for unsent in (self._readings, self._asked_again):
@@ -300,6 +352,8 @@ class SimulatedMeter:
             self._sound((command.level or "low").upper())
         if command.kind is OrderKind.READ:
             self._send_again(command.read_from_ms or 0, command.read_to_ms or 0)
+        if command.kind is OrderKind.TOKEN and command.token is not None:
+            _, events = self.enter_token(command.token, now_ms, carrier=Carrier.REMOTE)
         return events
 
     def _send_again(self, begins_ms: int, ends_ms: int) -> None:
@@ -316,38 +370,43 @@ class SimulatedMeter:
             return False
         return relay is self.relay or not self.relay_stuck
 
+    def _credit_of(self, result: TokenResult) -> int | None:
+        """Return what a token adds to the copy of the balance; energy is worth what the meter counts down by."""
+        rate = self.settings.fallback_rate_milli_per_kwh
+        if result.energy_wh is not None and rate is not None:
+            return result.energy_wh * rate // _MILLI_MINOR_WH
+        return result.credit_minor
+
     def _flowing_wh(self, energy_wh: int, now_ms: int) -> int:
         """Return what of the offered energy flows in the interval that ends now."""
+        limit_w = self._flowing_w_max()
+        if limit_w is None:
+            return energy_wh
+        begins_ms = self._interval_ends_ms
+        interval_ms = self.settings.interval_s * 1000 if begins_ms is None else max(0, now_ms - begins_ms)
+        return min(energy_wh, limit_w * interval_ms // _MS_PER_HOUR)
+
+    def _flowing_load(self, power_w: int | None, current_ma: int | None) -> tuple[int | None, int | None]:
+        """Return what of the offered power and current flows; what is not measured stays unknown."""
+        limit_w = self._flowing_w_max()
+        if limit_w == 0:
+            return None if power_w is None else 0, None if current_ma is None else 0
+        if limit_w is None or power_w is None or power_w <= limit_w:
+            return power_w, current_ma
+        return limit_w, None if current_ma is None else current_ma * limit_w // power_w
+
+    def _flowing_w_max(self) -> int | None:
+        """Return the most that the relay and a limit of power let flow, None for everything."""
         match self.relay:
             case Relay.ON:
-                return energy_wh
+                return self.power_limit_w
             case Relay.LIMITED:
-                begins_ms = self._interval_ends_ms
-                interval_ms = self.settings.interval_s * 1000 if begins_ms is None else max(0, now_ms - begins_ms)
-                return min(energy_wh, self._limit_w * interval_ms // _MS_PER_HOUR)
+                assert self.limit_w is not None, f"meter {self.serial}: a limited relay has its limit"
+                return self.limit_w if self.power_limit_w is None else min(self.limit_w, self.power_limit_w)
             case Relay.OFF:
                 return 0
             case _:
                 assert_never(self.relay)
-
-    def _flowing_load(self, power_w: int | None, current_ma: int | None) -> tuple[int | None, int | None]:
-        """Return what of the offered power and current flows; what is not measured stays unknown."""
-        match self.relay:
-            case Relay.ON:
-                return power_w, current_ma
-            case Relay.LIMITED:
-                if power_w is None or power_w <= self._limit_w:
-                    return power_w, current_ma
-                return self._limit_w, None if current_ma is None else current_ma * self._limit_w // power_w
-            case Relay.OFF:
-                return None if power_w is None else 0, None if current_ma is None else 0
-            case _:
-                assert_never(self.relay)
-
-    @property
-    def _limit_w(self) -> int:
-        assert self.limit_w is not None, f"meter {self.serial}: a limited relay has its limit"
-        return self.limit_w
 
     def _move_relay(self, relay: Relay, now_ms: int) -> tuple[MeterEvent, ...]:
         """Move the relay unless it sticks; return the event of a switch that opened or closed."""
@@ -389,10 +448,14 @@ class SimulatedMeter:
             return ()
         charge_minor, self._uncharged = divmod(self._uncharged + consumed_wh * rate, _MILLI_MINOR_WH)
         self._set_balance(self.balance_minor - charge_minor)
-        if self._before_token is not None and self.balance_minor <= 0:
-            before, self._before_token = self._before_token, None
-            return self._move_relay(before, now_ms)
-        return ()
+        return self._end_supply_of_token(now_ms) if self.balance_minor <= 0 else ()
+
+    def _end_supply_of_token(self, now_ms: int) -> tuple[MeterEvent, ...]:
+        """Take away the supply that a token gave, if one did."""
+        if self._before_token is None:
+            return ()
+        before, self._before_token = self._before_token, None
+        return self._move_relay(before, now_ms)
 
     def _set_balance(self, balance_minor: int) -> None:
         rose = self.balance_minor is None or balance_minor > self.balance_minor
@@ -430,12 +493,28 @@ class SimulatedMeter:
         self._alarm_text = None
         self.buzzer_on = False
 
-    def _store_reading(self, stored: _StoredReading) -> None:
+    def _store_reading(self, stored: StoredReading) -> None:
         self._profile.append(stored)
         if len(self._readings) >= self.settings.stored_readings_max:
             self._readings.popleft()
             self.dropped_count += 1
         self._readings.append(stored)
+
+    def _store_entry(self, result: TokenResult, digits: str, now_ms: int) -> None:
+        self._seq += 1
+        if len(self._entries) >= STORED_MESSAGES_MAX:
+            self._entries.popleft()
+            self.dropped_count += 1
+        self._entries.append(
+            TokenEntered(
+                serial=self.serial,
+                seq=self._seq,
+                at_ms=self.clock_ms(now_ms),
+                tid=result.tid,
+                last_digits=digits[-4:],
+                result=result.result,
+            )
+        )
 
     def _store_message(self, message: MeterEvent | CommandReply) -> None:
         if len(self._messages) >= STORED_MESSAGES_MAX:
@@ -444,9 +523,9 @@ class SimulatedMeter:
         self._messages.append(message)
 
 
-def _oldest_run(unsent: Iterable[_StoredReading]) -> list[_StoredReading]:
+def _oldest_run(unsent: Iterable[StoredReading]) -> list[StoredReading]:
     """Take the longest equally spaced beginning of what is unsent that a block can carry."""
-    run: list[_StoredReading] = []
+    run: list[StoredReading] = []
     step_ms = 0
     for stored in unsent:
         if len(run) == BLOCK_INTERVALS_MAX:

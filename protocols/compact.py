@@ -24,13 +24,16 @@ from protocols.native import (
     EVENTS_MAX,
     INT64_MAX,
     PAYLOAD_BYTES_MAX,
+    TID_MAX,
     TIME_MS_MAX,
     CommandReply,
+    EntryResult,
     MeterEvent,
     OrderKind,
     Readings,
     Relay,
     ReplyResult,
+    TokenEntered,
     Uplink,
 )
 
@@ -39,16 +42,20 @@ _CRC_BYTES: Final = 2
 _CRC_START: Final = 0xFFFF
 _VARINT_BITS_MAX: Final = 70  # Ten bytes hold the 65 bits of a zigzag 64-bit number plus 1.
 
-_READINGS, _EVENT, _REPLY = 1, 2, 3
+_READINGS, _EVENT, _REPLY, _TOKEN = 1, 2, 3, 4
 # Flags of readings; the channels follow in the order of _CHANNELS.
 _HAS_SEQ, _HAS_CLOCK, _HAS_RELAY, _HAS_CREDIT, _HAS_EVENTS, _FIRST_CHANNEL = 1, 2, 4, 8, 16, 32
 _CHANNELS: Final = ("export_wh", "voltage_mv", "current_ma", "power_w", "pf_milli", "freq_mhz")
 _FLAGS_MAX: Final = _FIRST_CHANNEL << len(_CHANNELS)
 _RELAYS: Final = (Relay.ON, Relay.LIMITED, Relay.OFF)
-_ORDER_KINDS: Final = (OrderKind.SUPPLY, OrderKind.ALARM, OrderKind.THRESHOLD, OrderKind.READ)
+_ORDER_KINDS: Final = (OrderKind.SUPPLY, OrderKind.ALARM, OrderKind.THRESHOLD, OrderKind.READ, OrderKind.TOKEN)
 _RESULTS: Final = (ReplyResult.DONE, ReplyResult.STALE, ReplyResult.EXPIRED, ReplyResult.REFUSED)
-# Flags of events and replies.
+# In the order of the interface's page; new ones go to the end.
+_ENTRY_RESULTS: Final = tuple(EntryResult)
+# Flags of replies, and of tokens.
 _REPLY_RELAY, _REPLY_THRESHOLD = 2, 4
+_TOKEN_TID = 2
+_LAST_DIGITS_MAX: Final = 9_999
 _INT32: Final = (-(2**31), 2**31 - 1)
 _INT64: Final = (-(2**63), INT64_MAX)
 _REGISTER: Final = (0, INT64_MAX)
@@ -75,14 +82,16 @@ def decode_compact(serial: str, level: str, payload: bytes) -> Uplink:
         uplink = _take_event(fields)
     elif (kind, level) == (_REPLY, "ev"):
         uplink = _take_reply(fields)
+    elif (kind, level) == (_TOKEN, "ev"):
+        uplink = _take_token(fields)
     else:
-        raise Malformed(f"kind: expected 1 on rd, 2 or 3 on ev, got {kind} on {level}, meter {serial}")
+        raise Malformed(f"kind: expected 1 on rd, 2 to 4 on ev, got {kind} on {level}, meter {serial}")
     fields.end()
     return uplink
 
 
 def encode_compact(uplink: Uplink) -> bytes:
-    """Encode readings, an event or a reply; readings may have gaps, as a block with null has.
+    """Encode readings, an event, a reply or a token; readings may have gaps, as a block with null has.
 
     Raises: Malformed if readings are not whole seconds apart or exceed a block. Ranges are the caller's concern.
     """
@@ -90,8 +99,10 @@ def encode_compact(uplink: Uplink) -> bytes:
         body = _put_readings(uplink)
     elif isinstance(uplink, MeterEvent):
         body = _put_head(_EVENT, uplink, 0) + _varint(uplink.code)
-    else:
+    elif isinstance(uplink, CommandReply):
         body = _put_reply(uplink)
+    else:
+        body = _put_token(uplink)
     frame = bytes((FIRST_BYTE,)) + body
     return frame + _crc(uplink.serial, frame).to_bytes(_CRC_BYTES)
 
@@ -225,6 +236,18 @@ def _take_reply(fields: _Fields) -> CommandReply:
     )
 
 
+def _take_token(fields: _Fields) -> TokenEntered:
+    flags = fields.number("flags", _HAS_SEQ | _TOKEN_TID)
+    return TokenEntered(
+        serial=fields.serial,
+        seq=fields.number("seq", INT64_MAX) if flags & _HAS_SEQ else None,
+        at_ms=fields.number("at", TIME_MS_MAX),
+        last_digits=f"{fields.number('last digits', _LAST_DIGITS_MAX):04d}",
+        result=_ENTRY_RESULTS[fields.number("result", len(_ENTRY_RESULTS) - 1)],
+        tid=fields.number("TID", TID_MAX) if flags & _TOKEN_TID else None,
+    )
+
+
 def _put_readings(readings: Readings) -> bytes:
     times = readings.read_at_ms
     step_ms = _step_ms(times)
@@ -294,7 +317,13 @@ def _put_reply(reply: CommandReply) -> bytes:
     return b"".join(parts)
 
 
-def _put_head(kind: int, uplink: MeterEvent | CommandReply, flags: int) -> bytes:
+def _put_token(entered: TokenEntered) -> bytes:
+    head = _put_head(_TOKEN, entered, _TOKEN_TID * (entered.tid is not None))
+    body = head + _varint(int(entered.last_digits)) + _varint(_ENTRY_RESULTS.index(entered.result))
+    return body if entered.tid is None else body + _varint(entered.tid)
+
+
+def _put_head(kind: int, uplink: MeterEvent | CommandReply | TokenEntered, flags: int) -> bytes:
     if uplink.seq is None:
         return _varint(kind) + _varint(flags) + _varint(uplink.at_ms)
     return _varint(kind) + _varint(flags | _HAS_SEQ) + _varint(uplink.seq) + _varint(uplink.at_ms)

@@ -26,12 +26,12 @@ cross join lateral (
 ) o
 order by o.next_try_at, o.id limit %(most)s
 
--- due_messages: alarms and thresholds due now; of a meter the oldest
+-- due_messages: alarms, thresholds and tokens due now; of a meter the oldest
 select distinct on (o.meter_id) o.id
 from unnest(%(shards)s::smallint[]) as s(shard)
 cross join lateral (
     select r.id, r.meter_id, r.epoch from supply_orders r
-    where r.shard = s.shard and r.kind in ('alarm', 'threshold') and r.state in ('pending', 'sent')
+    where r.shard = s.shard and r.kind in ('alarm', 'threshold', 'token') and r.state in ('pending', 'sent')
       and r.next_try_at <= clock_timestamp()
     order by r.next_try_at limit %(of_shard)s
 ) o
@@ -190,7 +190,7 @@ update supply_orders o set state = 'sent', attempts = o.attempts + 1,
 from claimed c, meters m
 where o.id = c.id and m.id = o.meter_id
 returning o.id, m.serial, m.transport, o.area, o.kind, o.attempts = 1 as is_first_try, o.epoch, o.relay, o.limit_w, o.level, o.balance_minor,
-          o.threshold_minor, o.read_from, o.read_to
+          o.threshold_minor, o.read_from, o.read_to, o.account_id, o.token_id
 
 -- mark_published: note when orders left for their meters; those that somebody is changing are noted later
 with free as (

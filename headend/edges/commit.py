@@ -48,6 +48,7 @@ from db.prepayment import Prepayment, prepayments_of
 from db.quarantine import settle_released
 from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
 from db.sequences import send_arrivals
+from db.token_deliveries import note_entries
 from db.validation_rules import add_flags
 from headend.edges.cache import state_from_view
 from headend.edges.event_notices import store_events
@@ -169,7 +170,7 @@ async def write_batch(
             claimed = await take_claim(await send_claim(conn, sorted(made.candidates), {}))
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
-        await _write_replies(conn, made)
+        await _write_answers(conn, made)
         await store_events(conn, made.events, flags=made.flags, now_ms=now_ms)
         await _note_spans(conn, batch.spans)
         looked_at, views = await _look(conn, made, sorted(claimed.free - claimed.numbers.keys()), rules, now_ms)
@@ -194,7 +195,7 @@ async def write_batch(
 def _only_reads(made: Plan) -> bool:
     """Tell whether a batch, after its readings, touches nothing but accounts that it has locked: no other can be in its
     way."""
-    return not (made.relays or made.replies or made.events)
+    return not (made.relays or made.replies or made.events or made.entries)
 
 
 async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
@@ -273,7 +274,9 @@ async def _note_spans(conn: AsyncConnection, spans: Spans | None) -> None:
         spans.intervals.learn(await note_gaps(conn, spans.found))
 
 
-async def _write_replies(conn: AsyncConnection, made: Plan) -> None:
+async def _write_answers(conn: AsyncConnection, made: Plan) -> None:
+    """Write what meters say of their orders and of tokens."""
+    await note_entries(conn, made.entries)
     for meter_id, reply in made.replies:
         if reply.result is ReplyResult.DONE:
             await confirm_order(

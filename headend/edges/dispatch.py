@@ -41,8 +41,10 @@ from headend.edges.due_orders import (
     order_anew,
     put_off,
     raise_alarms,
+    refresh,
 )
 from headend.edges.gap_desk import GAP_LIMITS, GapLimits, forget_old_gaps, look_at_gaps
+from headend.edges.token_desk import settle_local_credits
 from headend.validate import FUTURE_SLACK_MS
 from protocols.native import Command, OrderKind, Relay, encode_command
 from protocols.topics import SHARDS
@@ -202,6 +204,7 @@ class Dispatcher:
             await put_off(conn, plan.put_off)
             anew = await order_anew(conn, plan.anew)
             claimed = await claim(conn, [order.id for order in plan.send], self._settings.limits)
+            claimed = await refresh(conn, claimed, self._settings.calendar)
         await know_areas(conn, due.new_areas)
         for area, kind in raised:
             _log.warning("cut_offs_held_back", area=area, kind=kind)
@@ -257,6 +260,9 @@ class Dispatcher:
                 _log.info("cut_offs_no_longer_capped", area=area)
             await conn.execute(sql("trim_counts"), {"hour_s": self._settings.limits.hour_s})
             await look_at_gaps(conn, list(self._leases), self._now_ms(), self._settings.gaps)
+            settled = await settle_local_credits(conn, list(self._leases), self._settings.calendar)
+            if settled:
+                _log.info("local_credits_settled", meters=settled)
             tending.after_meter, tending.after_account, asked = await ask_contradicting(
                 conn, list(self._leases), tending.after_meter, tending.after_account
             )
@@ -281,6 +287,7 @@ def _payload(order: Claimed, expires_ms: int) -> bytes:
             threshold_minor=order.threshold_minor,
             read_from_ms=None if order.read_from is None else to_ms(order.read_from),
             read_to_ms=None if order.read_to is None else to_ms(order.read_to),
+            token=order.token,
             expires_at_ms=expires_ms,
         )
     )

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
+from billing.calendar import LocalCalendar
+from db.accounts import look
 from db.named import sql
+from db.token_deliveries import digits_of_tokens
 from headend.dispatch_plan import AreaCount, CutOffLimits, DueOrder, PutOff, SupplyAlarm
 
 # Orders to read wait for everybody: so many a round leave room for the others in its write.
@@ -73,6 +76,9 @@ class Claimed:
     threshold_minor: int | None
     read_from: datetime | None
     read_to: datetime | None
+    account_id: int
+    token_id: int | None
+    token: str | None = field(default=None, repr=False)
 
 
 async def find_due(conn: AsyncConnection, shards: Sequence[int], limits: CutOffLimits, today: date) -> Due:
@@ -162,6 +168,31 @@ async def claim(conn: AsyncConnection, ids: Sequence[int], limits: CutOffLimits)
         await conn.execute(sql("count_cut_offs"), counted)
     place = {order_id: number for number, order_id in enumerate(ids)}
     return sorted(claimed, key=lambda order: place[order.id])
+
+
+async def refresh(conn: AsyncConnection, claimed: Sequence[Claimed], calendar: LocalCalendar) -> list[Claimed]:
+    """Give orders what they have to carry now: tokens their digits, repeated ones the balance as it has become.
+
+    A cut-off keeps its own: what it tells the meter is that there is no credit.
+    """
+    again = {
+        order.account_id
+        for order in claimed
+        if not order.is_first_try and order.balance_minor is not None and order.relay != "off"
+    }
+    views = await look(conn, sorted(again), calendar) if again else {}
+    balances = {account_id: view.balance_minor(calendar) for account_id, view in views.items()}
+    digits = await digits_of_tokens(conn, {order.token_id for order in claimed if order.token_id is not None})
+    return [
+        replace(
+            order,
+            token=None if order.token_id is None else digits[order.token_id],
+            balance_minor=order.balance_minor
+            if order.is_first_try or order.relay == "off"
+            else balances.get(order.account_id, order.balance_minor),
+        )
+        for order in claimed
+    ]
 
 
 async def raise_alarms(conn: AsyncConnection, alarms: Sequence[SupplyAlarm]) -> list[tuple[str, str]]:

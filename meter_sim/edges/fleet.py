@@ -26,11 +26,13 @@ from protocols.native import (
     CommandReply,
     MeterEvent,
     Readings,
+    TokenEntered,
     Uplink,
     decode_command,
     encode_event,
     encode_readings,
     encode_reply,
+    encode_token_entered,
 )
 from protocols.topics import command_topic, event_topic, reading_topic
 
@@ -378,5 +380,7 @@ def _encoded(uplink: Uplink) -> tuple[str, bytes]:
             return event_topic(uplink.serial), encode_event(uplink)
         case CommandReply():
             return event_topic(uplink.serial), encode_reply(uplink)
+        case TokenEntered():
+            return event_topic(uplink.serial), encode_token_entered(uplink)
         case _:
             assert_never(uplink)

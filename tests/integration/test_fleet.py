@@ -28,6 +28,7 @@ from meter_sim.edges.fleet import (
 )
 from meter_sim.meter import SWITCH_CLOSED, SWITCH_OPEN, SimulatedMeter
 from meter_sim.recorded import Profile
+from meter_sim.token_reader import Carrier, EntryResult, TokenEntry
 from protocols.errors import Malformed
 from protocols.native import (
     Command,
@@ -192,19 +193,12 @@ async def head_end(broker: Broker) -> AsyncIterator[HeadEnd]:
         await listener.leave()
 
 
-class Credit:
-    """A token that gives 100.00."""
-
-    accepted = True
-    credit_minor = 10_000
-
-
 class GenerousReader:
     """A token reader that takes every token."""
 
-    def enter(self, digits: str, now_ms: int) -> Credit:
-        """Accept."""
-        return Credit()
+    def enter(self, digits: str, now_ms: int, *, carrier: Carrier = Carrier.KEYPAD) -> TokenEntry:
+        """Accept a token that gives 100.00."""
+        return TokenEntry(result=EntryResult.ACCEPTED, credit_minor=10_000)
 
 
 class StandingClock:

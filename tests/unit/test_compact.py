@@ -15,13 +15,15 @@ from protocols.native import (
     MeterEvent,
     Readings,
     Relay,
+    TokenEntered,
     Uplink,
     decode_uplink,
     encode_event,
     encode_readings,
     encode_reply,
+    encode_token_entered,
 )
-from tests.unit.test_native import EVENTS, REPLIES, readings
+from tests.unit.test_native import ENTRIES, EVENTS, REPLIES, readings
 
 HALF_HOUR_MS = 1_800_000
 T0 = 1_763_730_000_000
@@ -34,6 +36,8 @@ def topic_of(uplink: Uplink) -> str:
 def native(uplink: Uplink) -> bytes:
     if isinstance(uplink, Readings):
         return encode_readings(uplink)
+    if isinstance(uplink, TokenEntered):
+        return encode_token_entered(uplink)
     return encode_event(uplink) if isinstance(uplink, MeterEvent) else encode_reply(uplink)
 
 
@@ -64,7 +68,7 @@ def day_of_half_hours(*, full: bool) -> Readings:
     )
 
 
-@given(readings() | EVENTS | REPLIES)
+@given(readings() | EVENTS | REPLIES | ENTRIES)
 @settings(max_examples=100, deadline=None)
 def test_compact_round_trip_equals_native(uplink: Uplink) -> None:
     """Through compact frame and JSON the same facts come out of `decode_uplink`."""

@@ -15,20 +15,24 @@ from protocols.native import (
     INT64_MAX,
     LIMIT_W_MAX,
     PAYLOAD_BYTES_MAX,
+    TID_MAX,
     TIME_MS_MAX,
     Command,
     CommandReply,
+    EntryResult,
     MeterEvent,
     OrderKind,
     Readings,
     Relay,
     ReplyResult,
+    TokenEntered,
     decode_command,
     decode_uplink,
     encode_command,
     encode_event,
     encode_readings,
     encode_reply,
+    encode_token_entered,
 )
 
 RD = "amr/PB000001/rd"
@@ -87,6 +91,17 @@ REPLIES = st.builds(
 )
 
 
+ENTRIES = st.builds(
+    TokenEntered,
+    serial=SERIALS,
+    seq=st.none() | COUNTS,
+    at_ms=TIMES,
+    tid=st.none() | st.integers(0, TID_MAX),
+    last_digits=st.from_regex("[0-9]{4}", fullmatch=True),
+    result=st.sampled_from(EntryResult),
+)
+
+
 @st.composite
 def commands(draw: st.DrawFn) -> Command:
     """Draw a command that has what its kind and its relay need."""
@@ -105,6 +120,7 @@ def commands(draw: st.DrawFn) -> Command:
         limit_w=draw(st.integers(1, LIMIT_W_MAX)) if relay is Relay.LIMITED else None,
         read_from_ms=span[0],
         read_to_ms=span[1],
+        token=draw(st.from_regex("[0-9]{20}", fullmatch=True)) if kind is OrderKind.TOKEN else None,
     )
 
 
@@ -143,6 +159,12 @@ def test_reply_of_any_content_comes_back_as_encoded(value: CommandReply) -> None
     assert decode_uplink(f"amr/{value.serial}/ev", encode_reply(value)) == value
 
 
+@given(ENTRIES)
+def test_token_of_any_content_comes_back_as_encoded(value: TokenEntered) -> None:
+    """Encoding and decoding what became of a token are inverse."""
+    assert decode_uplink(f"amr/{value.serial}/ev", encode_token_entered(value)) == value
+
+
 @given(COMMANDS)
 def test_command_of_any_content_comes_back_as_encoded(value: Command) -> None:
     """Encoding and decoding a command are inverse."""
@@ -162,14 +184,15 @@ def test_every_strict_prefix_of_readings_is_malformed(value: Readings) -> None:
 
 
 @settings(max_examples=30)
-@given(EVENTS, REPLIES, COMMANDS)
+@given(EVENTS, REPLIES, ENTRIES, COMMANDS)
 def test_every_strict_prefix_of_events_and_commands_is_malformed(
-    event: MeterEvent, reply: CommandReply, command: Command
+    event: MeterEvent, reply: CommandReply, entered: TokenEntered, command: Command
 ) -> None:
-    """A cut event, reply or command is refused."""
+    """A cut event, reply, token or command is refused."""
     for topic, payload in (
         (f"amr/{event.serial}/ev", encode_event(event)),
         (f"amr/{reply.serial}/ev", encode_reply(reply)),
+        (f"amr/{entered.serial}/ev", encode_token_entered(entered)),
     ):
         for cut in range(len(payload)):
             with pytest.raises(Malformed):

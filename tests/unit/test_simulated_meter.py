@@ -1,12 +1,13 @@
 """The simulated meter: register, relay, alarm, commands by epoch, and nothing lost while offline."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meter_sim.meter import SWITCH_CLOSED, SWITCH_OPEN, MeterSettings, SimulatedMeter
+from meter_sim.token_reader import Carrier, EntryResult, TokenEntry
 from protocols.native import (
     BLOCK_INTERVALS_MAX,
     Command,
@@ -16,10 +17,12 @@ from protocols.native import (
     Readings,
     Relay,
     ReplyResult,
+    TokenEntered,
     decode_uplink,
     encode_event,
     encode_readings,
     encode_reply,
+    encode_token_entered,
 )
 
 T0 = 1_763_730_000_000
@@ -28,22 +31,23 @@ TOKEN = "1" * 20
 CAN_LIMIT = MeterSettings(can_limit=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """A token's result as the meter sees it."""
-
-    accepted: bool
-    credit_minor: int | None
+def typed(*, accepted: bool, credit_minor: int | None) -> TokenEntry:
+    """Make a token's result as the meter sees it."""
+    return TokenEntry(
+        result=EntryResult.ACCEPTED if accepted else EntryResult.CRC_ERROR,
+        authentic=accepted,
+        credit_minor=credit_minor,
+    )
 
 
 class ScriptedReader:
     """A token reader that gives one answer to every token."""
 
-    def __init__(self, result: Credit) -> None:
+    def __init__(self, result: TokenEntry) -> None:
         self.result = result
         self.entered: list[tuple[str, int]] = []
 
-    def enter(self, digits: str, now_ms: int) -> Credit:
+    def enter(self, digits: str, now_ms: int, *, carrier: Carrier = Carrier.KEYPAD) -> TokenEntry:
         """Note what was typed and answer."""
         self.entered.append((digits, now_ms))
         return self.result
@@ -51,7 +55,7 @@ class ScriptedReader:
 
 def meter(
     *,
-    token: Credit | None = None,
+    token: TokenEntry | None = None,
     settings: MeterSettings | None = None,
     register_wh: int = 0,
     relay: Relay = Relay.ON,
@@ -61,13 +65,20 @@ def meter(
     """Build a meter whose reader refuses every token unless told otherwise."""
     return SimulatedMeter(
         serial="PB000001",
-        token_reader=ScriptedReader(token or Credit(accepted=False, credit_minor=None)),
+        token_reader=ScriptedReader(token or typed(accepted=False, credit_minor=None)),
         settings=settings,
         register_wh=register_wh,
         relay=relay,
         balance_minor=balance_minor,
         threshold_minor=threshold_minor,
     )
+
+
+def encoded(said: MeterEvent | CommandReply | TokenEntered) -> bytes:
+    """Encode what a meter says besides readings."""
+    if isinstance(said, TokenEntered):
+        return encode_token_entered(said)
+    return encode_event(said) if isinstance(said, MeterEvent) else encode_reply(said)
 
 
 def supply(relay: Relay, *, order_id: int = 1, epoch: int = 1, balance_minor: int | None = None) -> Command:
@@ -227,7 +238,7 @@ def test_supply_order_moves_the_relay_and_is_answered_after_its_event() -> None:
 
 def test_repeated_order_is_confirmed_again_and_moves_nothing() -> None:
     """Delivered twice equals delivered once, even after a token closed the relay and the order expired."""
-    home = meter(token=Credit(accepted=True, credit_minor=10_000))
+    home = meter(token=typed(accepted=True, credit_minor=10_000))
     home.obey(supply(Relay.OFF, balance_minor=-120), T0)
     home.enter_token(TOKEN, T0)
     (reply,) = home.obey(supply(Relay.OFF, balance_minor=-120), T0 + 3_600_000)
@@ -347,7 +358,7 @@ def test_meter_that_cannot_limit_refuses_and_keeps_its_supply() -> None:
 def test_token_lifts_a_limit_until_its_credit_is_used_up() -> None:
     """Offline the meter goes back to what it was ordered: it limits again and cuts nothing."""
     settings = replace(CAN_LIMIT, fallback_rate_milli_per_kwh=1_000_000)
-    home = meter(token=Credit(accepted=True, credit_minor=1_000), settings=settings)
+    home = meter(token=typed(accepted=True, credit_minor=1_000), settings=settings)
     home.obey(limited(500, balance_minor=-100), T0)
     home.enter_token(TOKEN, T0)
     assert home.relay is Relay.ON
@@ -439,7 +450,7 @@ def test_balance_copy_with_a_fallback_rate_alarms_offline_from_the_threshold() -
 
 def test_accepted_currency_token_raises_the_balance_and_closes_the_relay() -> None:
     """A token restores supply without any contact."""
-    reader = ScriptedReader(Credit(accepted=True, credit_minor=10_000))
+    reader = ScriptedReader(typed(accepted=True, credit_minor=10_000))
     home = SimulatedMeter(serial="PB000001", token_reader=reader, relay=Relay.OFF, balance_minor=-120)
     result, (event,) = home.enter_token(TOKEN, T0)
     assert (result.accepted, reader.entered) == (True, [(TOKEN, T0)])
@@ -449,8 +460,8 @@ def test_accepted_currency_token_raises_the_balance_and_closes_the_relay() -> No
     assert home.display == "BALANCE 98.80"
 
 
-@pytest.mark.parametrize("token", [Credit(accepted=False, credit_minor=None), Credit(accepted=True, credit_minor=None)])
-def test_refused_or_management_token_moves_neither_relay_nor_balance(token: Credit) -> None:
+@pytest.mark.parametrize("token", [typed(accepted=False, credit_minor=None), typed(accepted=True, credit_minor=None)])
+def test_refused_or_management_token_moves_neither_relay_nor_balance(token: TokenEntry) -> None:
     """Only credit restores supply."""
     home = meter(token=token, relay=Relay.OFF, balance_minor=-120)
     _, events = home.enter_token(TOKEN, T0)
@@ -459,7 +470,7 @@ def test_refused_or_management_token_moves_neither_relay_nor_balance(token: Cred
 
 def test_token_that_leaves_a_debt_keeps_the_relay_open() -> None:
     """A recharge smaller than the debt does not restore supply."""
-    home = meter(token=Credit(accepted=True, credit_minor=100), relay=Relay.OFF, balance_minor=-120)
+    home = meter(token=typed(accepted=True, credit_minor=100), relay=Relay.OFF, balance_minor=-120)
     home.enter_token(TOKEN, T0)
     assert (home.relay, home.balance_minor) == (Relay.OFF, -20)
 
@@ -467,7 +478,7 @@ def test_token_that_leaves_a_debt_keeps_the_relay_open() -> None:
 def test_supply_closed_by_a_token_opens_when_the_copy_is_used_up() -> None:
     """Offline, the meter itself ends the supply a token gave, and only that."""
     settings = MeterSettings(fallback_rate_milli_per_kwh=1_000_000)
-    home = meter(token=Credit(accepted=True, credit_minor=100), settings=settings, relay=Relay.OFF, balance_minor=0)
+    home = meter(token=typed(accepted=True, credit_minor=100), settings=settings, relay=Relay.OFF, balance_minor=0)
     home.enter_token(TOKEN, T0)
     assert home.advance(T0, 99) == ()
     (event,) = home.advance(T0, 1)
@@ -490,7 +501,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=40))
 def test_any_history_is_told_completely_once_and_in_order(steps: list[tuple[str, int]]) -> None:
     """Every interval is sent exactly once in ascending time, and every message survives the wire."""
-    home = meter(token=Credit(accepted=True, credit_minor=100), settings=CAN_LIMIT)
+    home = meter(token=typed(accepted=True, credit_minor=100), settings=CAN_LIMIT)
     expected: list[tuple[int, int]] = []
     sent: list[tuple[int, int]] = []
     now_ms = T0
@@ -501,8 +512,7 @@ def test_any_history_is_told_completely_once_and_in_order(steps: list[tuple[str,
                 assert decode_uplink("amr/PB000001/rd", encode_readings(uplink)) == uplink
                 sent.extend(zip(uplink.read_at_ms, uplink.import_wh, strict=True))
             else:
-                payload = encode_event(uplink) if isinstance(uplink, MeterEvent) else encode_reply(uplink)
-                assert decode_uplink("amr/PB000001/ev", payload) == uplink
+                assert decode_uplink("amr/PB000001/ev", encoded(uplink)) == uplink
 
     for step, amount in steps:
         before_wh, limit_w = home.register_wh, home.limit_w

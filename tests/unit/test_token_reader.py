@@ -13,17 +13,21 @@ from meter_sim.token_reader import (
     Carrier,
     CreditUnit,
     EntryResult,
+    ReaderMemory,
+    ReaderSettings,
     TokenReader,
 )
 from vending.sts.amounts import CurrencyField, decode_unit_amount
 from vending.sts.identity import EncryptionAlgorithm
 from vending.sts.keys import DecoderKey
+from vending.sts.sta import IEC_SAMPLE_TABLES
 from vending.sts.tokens import (
     CreditService,
     CurrencyCredit,
     DisplayTest,
     ExtendedRead,
     UnitCredit,
+    display_test_control,
     encode_token,
     seal_frame,
 )
@@ -54,7 +58,9 @@ def money(tid: int, amount: CurrencyField) -> str:
 @pytest.mark.parametrize("case", CREDITS, ids=lambda case: case["origin"][-20:])
 def test_reader_takes_the_published_token_once(case: dict[str, Any]) -> None:
     """Each published credit is accepted by the meter of its key, then used."""
-    reader = TokenReader(bytes.fromhex(case["expected"]["decoder_key"]), subclasses=range(8))
+    reader = TokenReader(
+        bytes.fromhex(case["expected"]["decoder_key"]), settings=ReaderSettings(credits=frozenset(range(8)))
+    )
     entry = reader.enter(case["expected"]["token"], now_ms=0)
     assert (entry.result, entry.tid) == (EntryResult.ACCEPTED, case["expected"]["tid"])
     assert reader.enter(case["expected"]["token"], now_ms=1_000).result is EntryResult.USED
@@ -109,7 +115,8 @@ def test_reader_built_anew_from_its_tids_refuses_used_tokens() -> None:
     """The memory outlives a restart."""
     reader = TokenReader(KEY)
     reader.enter(credit(7), now_ms=0)
-    again = TokenReader(KEY, tids=reader.tids)
+    again = TokenReader(ReaderMemory.from_json(json.loads(json.dumps(reader.kept.to_json()))))
+    assert again.kept == reader.kept
     assert again.enter(credit(7), now_ms=0).result is EntryResult.USED
     assert again.enter(credit(6), now_ms=0).result is EntryResult.ACCEPTED
 
@@ -151,7 +158,7 @@ def test_reader_under_another_key_says_crc_error() -> None:
 
 def test_reader_with_expired_key_refuses_and_does_not_remember() -> None:
     """A TID beyond KEN is refused; the last one within is taken."""
-    reader = TokenReader(KEY, ken=1)
+    reader = TokenReader(ReaderMemory(key=KEY, ken=1))
     assert reader.enter(credit(2 << 16), now_ms=0).result is EntryResult.KEY_EXPIRED
     assert reader.enter(credit((2 << 16) - 1), now_ms=0).result is EntryResult.ACCEPTED
     assert reader.tids == ((2 << 16) - 1,)
@@ -159,7 +166,7 @@ def test_reader_with_expired_key_refuses_and_does_not_remember() -> None:
 
 def test_reader_under_default_key_refuses_credit() -> None:
     """A meter not yet coded takes no credit."""
-    assert TokenReader(KEY, key_type=1).enter(credit(1), now_ms=0).result is EntryResult.DDTK_ERROR
+    assert TokenReader(ReaderMemory(key=KEY, key_type=1)).enter(credit(1), now_ms=0).result is EntryResult.DDTK_ERROR
 
 
 def test_reader_without_room_refuses_and_takes_it_later() -> None:
@@ -170,21 +177,23 @@ def test_reader_without_room_refuses_and_takes_it_later() -> None:
     assert reader.enter(credit(5, 100), now_ms=0, room=100).result is EntryResult.ACCEPTED
 
 
-def test_reader_of_an_electricity_meter_refuses_water_and_management() -> None:
+def test_reader_of_an_electricity_meter_refuses_what_it_has_no_function_for() -> None:
     """What the meter has no function for is refused with its own result."""
     reader = TokenReader(KEY)
     assert reader.enter(credit(5, service=CreditService.WATER), now_ms=0).result is EntryResult.FUNCTION_ERROR
     reserved = seal_frame(0, 9, 0, DECODER_KEY).digits
     assert reader.enter(reserved, now_ms=0).result is EntryResult.FUNCTION_ERROR
-    management = seal_frame(2, 1, 0, DECODER_KEY).digits
-    assert reader.enter(management, now_ms=0).result is EntryResult.FUNCTION_ERROR
+    for subclass in (2, 7, 11, 12, 13, 14, 15):
+        management = seal_frame(2, subclass, 0, DECODER_KEY).digits
+        assert reader.enter(management, now_ms=0).result is EntryResult.FUNCTION_ERROR
+    assert reader.tids == ()
     extended = encode_token(ExtendedRead(index=0), None).digits
     assert reader.enter(extended, now_ms=0).result is EntryResult.FUNCTION_ERROR
 
 
 def test_reader_takes_a_display_test_of_its_maker_only() -> None:
     """Maker code 0 fits every meter, another code its own meters."""
-    reader = TokenReader(KEY, maker_code=0x21)
+    reader = TokenReader(KEY, settings=ReaderSettings(maker_code=0x21))
     for maker_code, result in ((0, "accepted"), (0x21, "accepted"), (0x22, "mfr_code_error")):
         token = DisplayTest(maker_digits=4, maker_code=maker_code, control=8)
         entry = reader.enter(encode_token(token, None).digits, now_ms=0)
@@ -257,6 +266,115 @@ def test_reader_remote_entry_is_neither_locked_nor_counted() -> None:
         reader.enter(BAD_DIGITS, now_ms=0)
     assert reader.enter(credit(4), now_ms=1_000, carrier=Carrier.REMOTE).result is EntryResult.ACCEPTED
     assert reader.enter(credit(5), now_ms=1_000).result is EntryResult.LOCKOUT
+
+
+ALL = ReaderSettings(credits=frozenset(range(8)), extended=frozenset({0, 7}), flags=4, maker_code=0x21)
+
+
+def managed(subclass: int, tid: int, value16: int) -> str:
+    """Mint a management token for the test meter."""
+    return seal_frame(2, subclass, 5 << 40 | tid << 16 | value16, DECODER_KEY).digits
+
+
+def test_reader_credits_each_service_in_its_own_register() -> None:
+    """Electricity, water, gas and time, in units and in currency; only currency for electricity is the balance's."""
+    reader = TokenReader(KEY, settings=ALL)
+    for service in CreditService:
+        unit = reader.enter(credit(1 + service, 10 + service, service), now_ms=0)
+        token = CurrencyCredit(service=service, tid=9 + service, amount=CurrencyField.encode(-100_000 * (1 + service)))
+        currency = reader.enter(encode_token(token, DECODER_KEY).digits, now_ms=0)
+        assert (unit.register, currency.register) == (service, 4 + service)
+        assert (unit.energy_wh is None, currency.credit_minor is None) == (service != 0, service != 0)
+    assert reader.kept.credits[:4] == (10, 11, 12, 13)
+    # Of a debit the magnitude is rounded down.
+    for service, owed_e5 in enumerate(reader.kept.credits[4:], 1):
+        assert -100_000 * service <= owed_e5 <= -99_900 * service
+
+
+def test_reader_sets_limits_clears_tamper_and_remembers_the_tokens() -> None:
+    """Management tokens have TIDs: one works once, and its TID is no other token's."""
+    reader = TokenReader(KEY, settings=ALL)
+    reader.note_tamper()
+    limit = managed(0, 1, 1 << 14)
+    assert reader.enter(limit, now_ms=0).power_limit_w == 16_384
+    assert reader.enter(limit, now_ms=0).result is EntryResult.USED
+    assert reader.enter(managed(6, 2, 500), now_ms=0).accepted
+    assert reader.enter(managed(5, 3, 1), now_ms=0).result is EntryResult.RANGE_ERROR
+    assert reader.enter(managed(5, 3, 0), now_ms=0).accepted
+    assert reader.enter(credit(3), now_ms=0).result is EntryResult.USED
+    kept = reader.kept
+    assert (kept.power_limit_w, kept.unbalance_limit_w, kept.tampered, kept.tids) == (16_384, 500, False, (1, 2, 3))
+    low = TokenReader(KEY, settings=ReaderSettings(power_limit_w_max=15_000))
+    assert low.enter(limit, now_ms=0).result is EntryResult.RANGE_ERROR
+    assert low.tids == ()
+
+
+def test_reader_clears_credit_of_a_register_or_all_and_never_a_debt() -> None:
+    """Register 0 is electricity, FFFF every one; what the meter lacks is a function it lacks, 8 no register."""
+    reader = TokenReader(KEY, settings=ALL)
+    for tid, service in enumerate(CreditService):
+        reader.enter(credit(tid, 10, service), now_ms=0)
+    reader.use_up(4, 300)
+    assert reader.enter(managed(1, 10, 0), now_ms=0).clears_credit
+    assert reader.kept.credits == (0, 10, 10, 10, -300, 0, 0, 0)
+    assert not reader.enter(managed(1, 11, 2), now_ms=0).clears_credit
+    assert reader.enter(managed(1, 12, 8), now_ms=0).result is EntryResult.RANGE_ERROR
+    assert reader.enter(managed(1, 12, 0xFFFF), now_ms=0).accepted
+    assert reader.kept.credits == (0, 0, 0, 0, -300, 0, 0, 0)
+    assert TokenReader(KEY).enter(managed(1, 1, 1), now_ms=0).result is EntryResult.FUNCTION_ERROR
+
+
+def test_reader_sets_and_shows_its_extended_list() -> None:
+    """Controls and flags it has are set; any other number is a function it lacks."""
+    reader = TokenReader(KEY, settings=ALL)
+    assert reader.enter(managed(10, 1, 7 << 10 | 513), now_ms=0).accepted
+    assert reader.enter(managed(10, 2, 63 << 10 | 3 << 1 | 1), now_ms=0).accepted
+    assert (reader.kept.controls, reader.kept.flags) == (((7, 513),), (3,))
+    assert reader.enter(encode_token(ExtendedRead(index=7), None).digits, now_ms=0).shown == ("CONTROL 7 = 513",)
+    assert reader.enter(managed(10, 3, 63 << 10 | 3 << 1), now_ms=0).accepted
+    assert reader.kept.flags == ()
+    for value in (8 << 10, 63 << 10 | 4 << 1):
+        assert reader.enter(managed(10, 4, value), now_ms=0).result is EntryResult.FUNCTION_ERROR
+    assert reader.enter(encode_token(ExtendedRead(index=1), None).digits, now_ms=0).result is EntryResult.FUNCTION_ERROR
+
+
+@pytest.mark.parametrize("maker_digits", [2, 4])
+def test_reader_shows_what_a_display_token_asks_for(maker_digits: int) -> None:
+    """One test one fact; test 0 all it knows; a reserved number is a function it lacks."""
+    kept = ReaderMemory(key=KEY, krn=3, ken=200, tariff_index=7, sgc=1234, power_limit_w=5_000)
+    reader = TokenReader(kept, settings=ALL)
+
+    def shown(test: int) -> tuple[str, ...]:
+        control = display_test_control(test, maker_digits=maker_digits)
+        token = DisplayTest(maker_digits=maker_digits, maker_code=0, control=control)
+        return reader.enter(encode_token(token, None).digits, now_ms=0).shown
+
+    expected = {
+        4: "KRN 3 KT 2", 5: "TI 07", 7: "LIMIT 5000 W", 8: "NO TAMPER", 11: "UNBALANCE -- W", 14: "EA 11", 15: "KCT 4",
+        16: "SGC 001234", 17: "KEN 200",
+    }  # fmt: skip
+    assert {test: shown(test) for test in expected} == {test: (text,) for test, text in expected.items()}
+    assert shown(0) == tuple(expected.values())
+    reserved = DisplayTest(maker_digits=maker_digits, maker_code=0, control=1 << 19)
+    assert reader.enter(encode_token(reserved, None).digits, now_ms=0).result is EntryResult.FUNCTION_ERROR
+
+
+def test_reader_of_ea07_takes_credit_under_the_sample_tables() -> None:
+    """An 8-byte key is one of EA07; its cipher is the only code it shares with the vending side."""
+    key = DecoderKey(ea=EncryptionAlgorithm.STA, key=KEY[:8], sta_tables=IEC_SAMPLE_TABLES)
+    token = encode_token(UnitCredit(service=CreditService.ELECTRICITY, rnd=5, tid=9, amount16=10), key).digits
+    reader = TokenReader(KEY[:8], settings=ReaderSettings(sta_tables=IEC_SAMPLE_TABLES))
+    assert (reader.enter(token, now_ms=0).amount, reader.tids) == (10, (9,))
+
+
+def test_reader_register_that_would_overflow_takes_the_token_when_there_is_room() -> None:
+    """The TID is not remembered; what was used up makes room."""
+    reader = TokenReader(KEY, settings=ReaderSettings(credit_max=100))
+    assert reader.enter(credit(1, 60), now_ms=0).accepted
+    assert reader.enter(credit(2, 60), now_ms=0).result is EntryResult.OVERFLOW_ERROR
+    reader.use_up(0, 20)
+    assert reader.enter(credit(2, 60), now_ms=0).accepted
+    assert reader.kept.credits[0] == 100
 
 
 @given(paid_minor=st.integers(1, 10**9))

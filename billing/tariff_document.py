@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from enum import Enum
 from functools import lru_cache
 from importlib import resources
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 from billing.tariff import (
     BASIS_POINTS,
@@ -37,7 +36,7 @@ from billing.tariff import (
     Tariff,
     TariffError,
 )
-from billing.toml_lines import Path, lines_by_path
+from billing.toml_table import Table, clock, read_document, shown
 from billing.zones import DAY_MINUTES, Season, Zones
 
 E = TypeVar("E", bound=Enum)
@@ -46,20 +45,13 @@ _FIELDS = {
     "id", "title", "source", "currency", "effective_from", "slabs", "band", "share", "fppca", "zones", "meter_rent",
     "minimum_of", "subsidy",
 }  # fmt: skip
-_NAME = re.compile(r"[a-z][a-z_0-9]{0,31}", re.ASCII)
 _AREA = re.compile(r"[a-z_]{1,32}", re.ASCII)
-_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 # ISO 4217 currencies whose minor unit is no hundredth; amounts here always have two decimals (billing.money).
 _NOT_IN_HUNDREDTHS = {
     "BHD", "BIF", "CLP", "DJF", "GNF", "IQD", "ISK", "JOD", "JPY", "KMF", "KRW", "KWD", "LYD", "OMR", "PYG", "RWF",
     "TND", "UGX", "VND", "VUV", "XAF", "XOF", "XPF",
 }  # fmt: skip
-# The order of a whole state has some hundred lines; nothing a person wrote comes near a megabyte.
-DOCUMENT_CHARACTERS_MAX = 1_000_000
-TEXT_LENGTH_MAX = 300
-_CLOCK = re.compile(r"(\d\d):(\d\d)", re.ASCII)
-_MONTH_DAY = re.compile(r"(\d\d)-(\d\d)", re.ASCII)
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _MONTH_RATES = {"per_kw_month": True, "per_kva_month": True, "per_month": False}
 _DEFAULT_MINIMUM_OF = ("energy", "zone", "fppca", "fixed")
@@ -72,12 +64,8 @@ def parse_tariff(text: str) -> Tariff:
 
     Raises: TariffError naming the line and the rule that is broken.
     """
-    document, lines = _load(text)
-    name = document.get("id")
-    if not isinstance(name, str) or not _ID.fullmatch(name):
-        rule = f"id: expected a-z, 0-9, dots and dashes, at most 64, got {_shown(name)}"
-        raise TariffError(f"tariff document, line {lines.get(('id',), 1)}: {rule}")
-    top = _Table(name, document, (), lines, _FIELDS)
+    name, top = read_document(text, "tariff", TariffError)
+    top.require_known(_FIELDS)
     slabs = top.table("slabs", {"kind", "part_months"})
     shares = _shares(top)
     fppca = _fppca(top)
@@ -87,8 +75,8 @@ def parse_tariff(text: str) -> Tariff:
         source=top.text("source", ""),
         currency=_currency(top),
         effective_from=top.day("effective_from"),
-        slab_kind=slabs.choice("kind", SlabKind, SlabKind.TELESCOPIC),
-        part_months=slabs.choice("part_months", PartMonths, PartMonths.WHOLE),
+        slab_kind=slabs.choice("kind", tuple(SlabKind), SlabKind.TELESCOPIC),
+        part_months=slabs.choice("part_months", tuple(PartMonths), PartMonths.WHOLE),
         bands=_bands(top),
         shares=shares,
         fppca=fppca,
@@ -119,151 +107,7 @@ def builtin_tariff(tariff_id: str) -> Tariff:
     return parse_tariff(documents[tariff_id])
 
 
-def _load(text: str) -> tuple[dict[str, Any], Mapping[Path, int]]:
-    """Read TOML; return its value, untyped until each field is read, and the lines of its parts."""
-    if len(text) > DOCUMENT_CHARACTERS_MAX:
-        raise TariffError(f"tariff document: expected at most {DOCUMENT_CHARACTERS_MAX} characters, got {len(text)}")
-    # As TOML reads it, and as editors count lines.
-    text = text.replace("\r\n", "\n")
-    try:
-        return tomllib.loads(text), lines_by_path(text)
-    except RecursionError:
-        raise TariffError("tariff document: expected TOML, got tables or lists nested without end") from None
-    except ValueError as error:
-        # A number of thousands of digits is a plain ValueError.
-        raise TariffError(f"tariff document: expected TOML, {error}") from error
-
-
-class _Table:
-    """One table of a document; reads fields and refuses what breaks a rule, with the line of the field."""
-
-    def __init__(
-        self,
-        tariff: str,
-        fields: dict[str, Any],
-        path: Path,
-        lines: Mapping[Path, int],
-        known: Collection[str],
-    ) -> None:
-        self._tariff = tariff
-        self._path = path
-        self._lines = lines
-        self.fields = fields
-        for key in fields:
-            if key not in known:
-                self.refuse(f"expected only {', '.join(sorted(known))}, got {key}", key)
-
-    def refuse(self, rule: str, key: str | None = None) -> NoReturn:
-        """Refuse the document at a field, or at the table."""
-        path = self._path if key is None else (*self._path, key)
-        while path and path not in self._lines:
-            path = path[:-1]
-        raise TariffError(f"tariff {self._tariff}, line {self._lines.get(path, 1)}, {self._what()}: {rule}")
-
-    def rows(self, key: str, known: Collection[str]) -> list[_Table]:
-        """Return the tables of an array of tables, none if there is none."""
-        rows = self.fields.get(key, [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            self.refuse(f"{key}: expected [[{key}]] tables, got {_shown(rows)}", key)
-        return [
-            _Table(self._tariff, row, (*self._path, key, number), self._lines, known) for number, row in enumerate(rows)
-        ]
-
-    def table(self, key: str, known: Collection[str]) -> _Table:
-        """Return a table, an empty one if there is none."""
-        fields = self.fields.get(key, {})
-        if not isinstance(fields, dict):
-            self.refuse(f"{key}: expected one [{key}] table, got {_shown(fields)}", key)
-        return _Table(self._tariff, fields, (*self._path, key), self._lines, known)
-
-    def whole(self, key: str, most: int, *, least: int = 0) -> int:
-        """Return a whole number that must be there."""
-        value = self.fields.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            self.refuse(f"{key}: expected a whole number from {least} to {most}, got {_shown(value)}", key)
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        """Return a text of one line."""
-        value = self.fields.get(key, default)
-        if not isinstance(value, str) or len(value) > TEXT_LENGTH_MAX or not value.isprintable():
-            self.refuse(
-                f"{key}: expected one line of text of at most {TEXT_LENGTH_MAX} characters, got {_shown(value)}", key
-            )
-        return value
-
-    def name(self, key: str) -> str:
-        """Return a name of a line, zone or season."""
-        value = self.text(key, "")
-        if not _NAME.fullmatch(value):
-            self.refuse(f"{key}: expected a name of a-z, 0-9 and _, at most 32, got {_shown(value)}", key)
-        return value
-
-    def names(self, key: str, allowed: Sequence[str], default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return a list of names, each out of those allowed and given once."""
-        value = self.fields.get(key, list(default))
-        if not isinstance(value, list) or len(set(map(str, value))) != len(value):
-            self.refuse(f"{key}: expected a list of different names, got {_shown(value)}", key)
-        unknown = [each for each in value if each not in allowed]
-        if unknown:
-            self.refuse(f"{key}: expected names out of {', '.join(allowed)}, got {_shown(unknown[0])}", key)
-        return tuple(value)
-
-    def choice(self, key: str, of: type[E], default: E | None = None) -> E:
-        """Return one of a closed set."""
-        value = self.fields.get(key, None if default is None else default.value)
-        try:
-            return of(value)
-        except ValueError:
-            allowed = ", ".join(str(each.value) for each in of)
-            self.refuse(f"{key}: expected one of {allowed}, got {_shown(value)}", key)
-
-    def day(self, key: str) -> date:
-        """Return a day that must be there."""
-        value = self.fields.get(key)
-        # A TOML date with a time is read as a datetime, which Python counts among the dates.
-        if type(value) is not date:
-            self.refuse(f"{key}: expected a date such as 2026-04-01, got {_shown(value)}", key)
-        return value
-
-    def days(self) -> tuple[date | None, date | None]:
-        """Return the first and last day of what holds for a time."""
-        since = self.day("since") if "since" in self.fields else None
-        until = self.day("until") if "until" in self.fields else None
-        if since is not None and until is not None and until < since:
-            self.refuse(f"until: expected {since} or later, got {until}", "until")
-        return since, until
-
-    def one_field(self, keys: Collection[str], *, required: bool) -> str | None:
-        """Return which one of several fields is given."""
-        given = [key for key in self.fields if key in keys]
-        if len(given) > 1 or (required and not given):
-            many = "exactly" if required else "at most"
-            got = " and ".join(given) or "none"
-            self.refuse(f"expected {many} one of {', '.join(keys)}, got {got}", given[-1] if given else None)
-        return given[0] if given else None
-
-    def _what(self) -> str:
-        """Name the table as the document writes it: `[zones]`, or `[[band]] 2` for the second."""
-        names = ".".join(str(part) for part in self._path if isinstance(part, str))
-        if not names:
-            return "the document"
-        last = self._path[-1]
-        return f"[[{names}]] {last + 1}" if isinstance(last, int) else f"[{names}]"
-
-
-def _shown(value: object) -> str:
-    """Return a value as an error message shows it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"[:80]
-    return "none" if value is None else repr(value)[:80]
-
-
-def _currency(top: _Table) -> str:
+def _currency(top: Table) -> str:
     value = top.text("currency", "INR")
     if not _CURRENCY.fullmatch(value):
         top.refuse(f"currency: expected an ISO 4217 code such as INR, got {value!r}", "currency")
@@ -272,7 +116,7 @@ def _currency(top: _Table) -> str:
     return value
 
 
-def _bands(top: _Table) -> tuple[Band, ...]:
+def _bands(top: Table) -> tuple[Band, ...]:
     demand = "demand_milli_per_kw_month"
     known = {"to_load_w", "energy", demand, *_rate_fields("fixed_"), *_rate_fields("minimum_")}
     rows = top.rows("band", known)
@@ -293,7 +137,7 @@ def _bands(top: _Table) -> tuple[Band, ...]:
     return tuple(bands)
 
 
-def _slabs(band: _Table) -> tuple[Slab, ...]:
+def _slabs(band: Table) -> tuple[Slab, ...]:
     rows = band.rows("energy", {"to_kwh", "rate_milli_per_kwh"})
     if not rows:
         band.refuse("energy: expected one or more slabs, got none", "energy")
@@ -308,7 +152,7 @@ def _slabs(band: _Table) -> tuple[Slab, ...]:
     )
 
 
-def _require_rising(rows: Sequence[_Table], key: str, limits: Sequence[int | None]) -> None:
+def _require_rising(rows: Sequence[Table], key: str, limits: Sequence[int | None]) -> None:
     below = 0
     for row, limit in zip(rows[:-1], limits[:-1], strict=True):
         if limit is None:
@@ -324,7 +168,7 @@ def _rate_fields(prefix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}milli_{per}" for per in _MONTH_RATES)
 
 
-def _month_rate(table: _Table, prefix: str) -> MonthRate:
+def _month_rate(table: Table, prefix: str) -> MonthRate:
     key = table.one_field(_rate_fields(prefix), required=False)
     if key is None:
         return ZERO_RATE
@@ -332,16 +176,16 @@ def _month_rate(table: _Table, prefix: str) -> MonthRate:
     return MonthRate(milli=table.whole(key, MONTH_RATE_MILLI_MAX), per_kw=_MONTH_RATES[per])
 
 
-def _shares(top: _Table) -> tuple[Share, ...]:
+def _shares(top: Table) -> tuple[Share, ...]:
     shares: list[Share] = []
     for row in top.rows("share", {"name", "kind", "of", "basis_points", "areas", "since", "until"}):
         name = row.name("name")
         if name in (*LINE_GROUPS, "subsidy") or name.startswith(("energy_", "zone_")):
             row.refuse(f"name: expected one that no other line has, got {name!r}", "name")
-        since, until = row.days()
+        since, until = _since_until(row)
         share = Share(
             name=name,
-            kind=row.choice("kind", ShareKind),
+            kind=row.choice("kind", tuple(ShareKind)),
             of=row.names("of", (*LINE_GROUPS, *dict.fromkeys(before.name for before in shares if before.name != name))),
             basis_points=row.whole("basis_points", BASIS_POINTS),
             areas=_areas(row),
@@ -355,7 +199,7 @@ def _shares(top: _Table) -> tuple[Share, ...]:
     return tuple(shares)
 
 
-def _require_apart(row: _Table, share: Share, earlier: Sequence[Share]) -> None:
+def _require_apart(row: Table, share: Share, earlier: Sequence[Share]) -> None:
     """Refuse a share that an earlier one contradicts."""
     for other in earlier:
         if share.name in other.of:
@@ -369,23 +213,23 @@ def _require_apart(row: _Table, share: Share, earlier: Sequence[Share]) -> None:
             row.refuse(f"overlaps another share {share.name!r} on the same days and areas")
 
 
-def _areas(row: _Table) -> frozenset[str]:
+def _areas(row: Table) -> frozenset[str]:
     if "areas" not in row.fields:
         return frozenset()
     areas = row.fields["areas"]
     good = isinstance(areas, list) and all(isinstance(each, str) and _AREA.fullmatch(each) for each in areas)
     if not good or not areas or len(set(areas)) != len(areas):
-        row.refuse(f"areas: expected a list of different area types such as urban, got {_shown(areas)}", "areas")
+        row.refuse(f"areas: expected a list of different area types such as urban, got {shown(areas)}", "areas")
     return frozenset(areas)
 
 
-def _fppca(top: _Table) -> tuple[Fppca, ...]:
+def _fppca(top: Table) -> tuple[Fppca, ...]:
     found: list[Fppca] = []
     signs = {"rate_milli_per_kwh": 1, "credit_milli_per_kwh": -1}
     for row in top.rows("fppca", {*signs, "since", "until"}):
         key = row.one_field(signs, required=True)
         assert key is not None, "a required field is there"
-        since, until = row.days()
+        since, until = _since_until(row)
         each = Fppca(milli_per_kwh=signs[key] * row.whole(key, RATE_MILLI_MAX), since=since, until=until)
         if any(_meet(each, other) for other in found):
             row.refuse("overlaps another adjustment on the same days")
@@ -393,7 +237,7 @@ def _fppca(top: _Table) -> tuple[Fppca, ...]:
     return tuple(found)
 
 
-def _subsidy(top: _Table, shares: Sequence[str]) -> Subsidy | None:
+def _subsidy(top: Table, shares: Sequence[str]) -> Subsidy | None:
     if "subsidy" not in top.fields:
         return None
     table = top.table("subsidy", {"kwh_per_month", "covers", "beyond"})
@@ -401,10 +245,10 @@ def _subsidy(top: _Table, shares: Sequence[str]) -> Subsidy | None:
     if not covers:
         table.refuse("covers: expected the lines that the state pays, got none", "covers")
     to_wh = table.whole("kwh_per_month", ENERGY_WH_MAX // 1000, least=1) * 1000
-    return Subsidy(to_wh=to_wh, covers=covers, beyond=table.choice("beyond", Beyond))
+    return Subsidy(to_wh=to_wh, covers=covers, beyond=table.choice("beyond", tuple(Beyond)))
 
 
-def _zones(top: _Table) -> Zones | None:
+def _zones(top: Table) -> Zones | None:
     if "zones" not in top.fields:
         return None
     table = top.table("zones", {"zone", "season", "hours", "weekend", "holidays"})
@@ -412,7 +256,7 @@ def _zones(top: _Table) -> Zones | None:
     seasons = _seasons(table)
     holidays = table.fields.get("holidays", [])
     if not isinstance(holidays, list) or not all(type(each) is date for each in holidays):
-        table.refuse(f"holidays: expected a list of dates, got {_shown(holidays)}", "holidays")
+        table.refuse(f"holidays: expected a list of dates, got {shown(holidays)}", "holidays")
     if len(set(holidays)) != len(holidays):
         table.refuse("holidays: expected each date once, got one twice", "holidays")
     return Zones(
@@ -425,7 +269,7 @@ def _zones(top: _Table) -> Zones | None:
     )
 
 
-def _zone_rates(table: _Table) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _zone_rates(table: Table) -> tuple[tuple[str, ...], tuple[int, ...]]:
     signs = {"surcharge_milli_per_kwh": 1, "rebate_milli_per_kwh": -1}
     found: dict[str, int] = {}
     for row in table.rows("zone", {"name", *signs}):
@@ -439,11 +283,11 @@ def _zone_rates(table: _Table) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(found), tuple(found.values())
 
 
-def _seasons(table: _Table) -> tuple[Season, ...]:
+def _seasons(table: Table) -> tuple[Season, ...]:
     seasons: list[Season] = []
     covered: dict[date, str] = {}
     for row in table.rows("season", {"name", "first", "last"}):
-        season = Season(name=row.name("name"), first=_month_day(row, "first"), last=_month_day(row, "last"))
+        season = Season(name=row.name("name"), first=row.month_day("first"), last=row.month_day("last"))
         for day in _days_of_a_year():
             if season.holds(day):
                 if day in covered:
@@ -458,7 +302,7 @@ def _seasons(table: _Table) -> tuple[Season, ...]:
 
 
 def _hours(
-    table: _Table, names: Sequence[str], seasons: Sequence[str]
+    table: Table, names: Sequence[str], seasons: Sequence[str]
 ) -> dict[tuple[str, bool], tuple[tuple[int, int], ...]]:
     minutes: dict[tuple[str, bool], list[int | None]] = {
         (season, holiday): [None] * DAY_MINUTES for season in seasons or ("",) for holiday in (False, True)
@@ -476,38 +320,26 @@ def _hours(
         for key in itertools.product([season] if season else seasons or ("",), kinds[days]):
             for minute in span:
                 if minutes[key][minute] is not None:
-                    row.refuse(f"overlaps other hours at {_clock(minute)} on {_named(key)}")
+                    row.refuse(f"overlaps other hours at {clock(minute)} on {_named(key)}")
                 minutes[key][minute] = names.index(zone)
     return {key: _as_starts(table, key, row) for key, row in minutes.items()}
 
 
-def _as_starts(table: _Table, key: tuple[str, bool], minutes: Sequence[int | None]) -> tuple[tuple[int, int], ...]:
+def _as_starts(table: Table, key: tuple[str, bool], minutes: Sequence[int | None]) -> tuple[tuple[int, int], ...]:
     starts: list[tuple[int, int]] = []
     for minute, number in enumerate(minutes):
         if number is None:
-            rule = f"expected a zone for every minute, got none at {_clock(minute)} on {_named(key)}: a gap"
+            rule = f"expected a zone for every minute, got none at {clock(minute)} on {_named(key)}: a gap"
             table.refuse(f"hours: {rule}", "hours")
         if not starts or starts[-1][1] != number:
             starts.append((minute, number))
     return tuple(starts)
 
 
-def _span(row: _Table) -> Sequence[int]:
+def _span(row: Table) -> Sequence[int]:
     """Return the minutes of a day between two clocks; past midnight it goes on in the morning of the same day."""
-    first, last = _minute(row, "from", DAY_MINUTES - 1), _minute(row, "to", DAY_MINUTES)
+    first, last = row.minute("from", DAY_MINUTES - 1), row.minute("to", DAY_MINUTES)
     return range(first, last) if first < last else (*range(first, DAY_MINUTES), *range(last))
-
-
-def _minute(row: _Table, key: str, most: int) -> int:
-    match = _CLOCK.fullmatch(row.text(key, ""))
-    minute = int(match[1]) * 60 + int(match[2]) if match and int(match[2]) < 60 else -1
-    if not 0 <= minute <= most:
-        row.refuse(f"{key}: expected a time from 00:00 to {_clock(most)}, got {_shown(row.fields.get(key))}", key)
-    return minute
-
-
-def _clock(minute: int) -> str:
-    return f"{minute // 60:02d}:{minute % 60:02d}"
 
 
 def _named(key: tuple[str, bool]) -> str:
@@ -515,19 +347,17 @@ def _named(key: tuple[str, bool]) -> str:
     return f"{'holidays' if holiday else 'working days'}{f' of {season}' if season else ''}"
 
 
-def _month_day(row: _Table, key: str) -> tuple[int, int]:
-    match = _MONTH_DAY.fullmatch(row.text(key, ""))
-    try:
-        day = date(_A_LEAP_YEAR, int(match[1]), int(match[2])) if match else None
-    except ValueError:
-        day = None
-    if day is None:
-        row.refuse(f"{key}: expected a month and day such as 04-01, got {_shown(row.fields.get(key))}", key)
-    return day.month, day.day
-
-
 def _days_of_a_year() -> Iterator[date]:
     return (date(_A_LEAP_YEAR, 1, 1) + timedelta(days=number) for number in range(366))
+
+
+def _since_until(row: Table) -> tuple[date | None, date | None]:
+    """Return the first and last day of what holds for a time."""
+    since = row.day("since") if "since" in row.fields else None
+    until = row.day("until") if "until" in row.fields else None
+    if since is not None and until is not None and until < since:
+        row.refuse(f"until: expected {since} or later, got {until}", "until")
+    return since, until
 
 
 def _meet(left: Share | Fppca, right: Share | Fppca) -> bool:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing.statement import BadPeriod, Statement
+from billing.statement import Statement
 from billing.statement_html import render_html
 from billing.statement_text import render_csv, render_text
 from prepaid import console
-from prepaid.settings import Settings, load_settings
+from prepaid.arguments import read_day, settings_of
+from prepaid.settings import Settings
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -50,11 +51,8 @@ def print_statement(
     # As in `__main__`, what a command needs is loaded when it runs.
     from vending.edges.statement_answers import statement_to_api
 
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    days = (None if text is None else _day(text) for text in (first, last))
+    settings = settings_of(data)
+    days = (None if text is None else read_day(text) for text in (first, last))
     made = run_statement(settings, number, *days)
     match StatementForm.JSON if json_output else form:
         case StatementForm.JSON:
@@ -87,10 +85,3 @@ def run_statement(settings: Settings, number: str, first: date | None, last: dat
         return await read_statement(conn, account_id, calendar_of(settings), first=first, last=last, today=today)
 
     return on_database(settings, work)
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise BadPeriod(f"statement: expected a day YYYY-MM-DD, got {text!r}") from None

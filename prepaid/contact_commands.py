@@ -30,7 +30,8 @@ from db.contacts import (
     unreachable_accounts,
 )
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, settings_of
+from prepaid.settings import PrepaidError, Settings
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -42,8 +43,6 @@ ROWS_SHOWN = 1_000
 CSV_COLUMNS = ("account", "consumer", "area", "reason", "contacts", "verified", "failing", "stopped")
 
 Number = Annotated[str, typer.Argument(help="The account's number.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
 class ContactRefused(PrepaidError):
@@ -113,7 +112,7 @@ def unreachable_command(
 
     with ExitStack() as open_files:
         keep = keep_some if file is None else open_files.enter_context(_writing_csv(file))
-        accounts, reasons = run_unreachable(_settings(data), keep)
+        accounts, reasons = run_unreachable(settings_of(data), keep)
     totals = {"accounts": accounts, "unreachable": reasons.total(), "by_reason": dict(sorted(reasons.items()))}
     if json_output:
         rows = {} if file else {"rows": [dict(zip(CSV_COLUMNS, _cells(row), strict=True)) for row in shown]}
@@ -152,7 +151,7 @@ def _on_account(
     async def on_known(conn: AsyncConnection) -> list[ContactRow]:
         return await work(conn, await known_account(conn, number))
 
-    return on_database(_settings(data), on_known)
+    return on_database(settings_of(data), on_known)
 
 
 @contextmanager
@@ -174,14 +173,6 @@ def _writing_csv(file: Path) -> Iterator[Callable[[Sequence[Unreachable]], None]
 
 def _cells(row: Unreachable) -> tuple[object, ...]:
     return row.number, row.consumer, row.area, row.reason, row.contacts, row.verified, row.failing, row.stopped
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
 
 
 def _print(number: str, contacts: Sequence[ContactRow], json_output: bool) -> None:

@@ -27,7 +27,8 @@ from billing.correction import (
 )
 from billing.money import format_minor
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import By, DataDir, Json, settings_of
+from prepaid.settings import PrepaidError
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -48,11 +49,8 @@ CORRECTIONS_SHOWN = 50
 PAUSE_S = 0.05
 
 Id = Annotated[int, typer.Argument(help="The correction's number.")]
-By = Annotated[str, typer.Option("--by", help="Who: the name is kept.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why: kept with every journal.")]
 Accounts = Annotated[list[str] | None, typer.Option("--account", help="An account's number; more than once for more.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
 class ArgumentsRefused(PrepaidError):
@@ -278,7 +276,7 @@ def _run(data: Path | None, work: Callable[[AsyncConnection, PostingRules], Awai
     from prepaid.administration import on_database
     from prepaid.processes import rules_of
 
-    settings = _settings(data)
+    settings = settings_of(data)
     rules = rules_of(settings)
     return on_database(settings, lambda conn: work(conn, rules))
 
@@ -292,14 +290,6 @@ def _with_progress(
             bars(title, done, most)
 
         return _run(data, lambda conn, rules: work(conn, rules, progress))
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
 
 
 def _print_summary(correction_id: int, summary: Summary, json_output: bool) -> None:

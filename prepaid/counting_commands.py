@@ -7,17 +7,17 @@ what has come since be counted, as the watch does.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import typer
 from psycopg import AsyncConnection
 
 from prepaid import console
+from prepaid.arguments import DataDir, Json, line, read_day, read_instant, run, settings_of
 from prepaid.report_commands import parse_shards
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.settings import PrepaidError
 from protocols.topics import SHARDS
 
 T = TypeVar("T")
@@ -26,8 +26,6 @@ T = TypeVar("T")
 ROWS_SHOWN, ROWS_SHOWN_MAX = 50, 10_000
 RANGES_SHOWN = 5
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=ROWS_SHOWN_MAX, help="Rows at most.")]
 Skip = Annotated[int, typer.Option("--skip", min=0, help="Rows of the pages before.")]
 Area = Annotated[str | None, typer.Option("--area", help="Only this area.")]
@@ -66,8 +64,8 @@ def counts_command(
     async def work(conn: AsyncConnection) -> tuple[Any, Any]:  # Counts by shard, and everything read again.
         found = await read_counts(
             conn,
-            since=_instant("from", since, settings),
-            until=_instant("to", until, settings),
+            since=read_instant("from", since, settings),
+            until=read_instant("to", until, settings),
             shards=None if len(asked) == SHARDS else asked,
         )
         return found, await recount(conn) if again else None
@@ -134,7 +132,7 @@ def completeness_command(
 
     settings = settings_of(data)
     today = datetime.now(settings.zone).date()
-    asked = _day(day) if day else today - timedelta(days=1)
+    asked = read_day(day) if day else today - timedelta(days=1)
     if not date(2000, 1, 1) <= asked <= today:
         raise CountingRefused(f"day: expected 2000-01-01 to {today}, got {asked}")
 
@@ -218,27 +216,6 @@ def engineer_key_command(data: DataDir = None, json_output: Json = False) -> Non
         line(f"engineer, API key (shown once): {key}")
 
 
-def run(settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    """Do some work on the installation's database."""
-    from prepaid.administration import on_database
-
-    return on_database(settings, work)
-
-
-def settings_of(data: Path | None) -> Settings:
-    """Read the settings of a command."""
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def line(text: str) -> None:
-    """Print a line as it is."""
-    console.out.print(text, markup=False)
-
-
 def _broken(found: Iterable[Any]) -> str:  # Counts of shards.
     wrong = ", ".join(str(each.shard) for each in found if not each.adds_up)
     return f"DOES NOT ADD UP in shards {wrong}"
@@ -251,32 +228,15 @@ def _recounted(shown: dict[str, Any]) -> str:
 
 def _print_missing(meters: Iterable[dict[str, Any]]) -> None:
     for each in meters:
+        if each["since"] is None:
+            line(f"{each['meter']:<16} has sent no numbered message")
+            continue
         ranges = [f"{span['first']}-{span['last']}" for span in each["missing_ranges"]]
         more = f" and {len(ranges) - RANGES_SHOWN} more ranges" if len(ranges) > RANGES_SHOWN else ""
         old = f", {each['missing_not_named']} long ago" if each["missing_not_named"] else ""
         line(
-            f"{each['meter']:<16} sent {each['sent']} since {each['since'] or 'never'}, missing {each['missing']}"
-            f" {' '.join(ranges[-RANGES_SHOWN:])}{more}{old}"
+            f"{each['meter']:<16} sent {each['sent']} since {each['since']}, missing {each['missing']}"
+            + (f": {' '.join(ranges[-RANGES_SHOWN:])}" if ranges else "")
+            + more
+            + old
         )
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise CountingRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None
-
-
-def _instant(name: str, text: str | None, settings: Settings) -> datetime | None:
-    """Read a local day, whose midnight is meant, or an instant with its zone."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is not None and len(text) == len("2026-11-22"):
-        return at.replace(tzinfo=settings.zone)
-    if at is None or at.tzinfo is None:
-        raise CountingRefused(f"{name}: expected YYYY-MM-DD or an instant with its zone, got {text[:40]!r}")
-    return at

@@ -14,22 +14,11 @@ import typer
 from psycopg import AsyncConnection
 
 from prepaid import console
-from prepaid.counting_commands import (
-    ROWS_SHOWN,
-    Area,
-    CountingRefused,
-    DataDir,
-    Json,
-    Limit,
-    Skip,
-    line,
-    run,
-    settings_of,
-)
+from prepaid.arguments import CommandRefused, DataDir, Json, line, local, read_name, run, settings_of
+from prepaid.counting_commands import ROWS_SHOWN, Area, Limit, Skip
 
 events_app = typer.Typer(help="Events of meters.", no_args_is_help=True)
 alarms_app = typer.Typer(help="Alarms of events.", no_args_is_help=True)
-WORDS_LENGTH_MAX = 200
 
 
 class Grave(StrEnum):
@@ -74,14 +63,16 @@ def list_command(
     async def work(conn: AsyncConnection) -> list[dict[str, Any]]:
         return [event_to_api(each) for each in await list_events(conn, asked, most=limit)]
 
-    events = run(settings_of(data), work)
+    settings = settings_of(data)
+    events = run(settings, work)
     if json_output:
         console.print_json({"events": events})
         return
     if not events:
         line(f"no such event within {days} days")
     for each in events:
-        line(f"{each['at']}  {each['meter']:<16} {each['severity']:<8} {each['code']:>5}  {each['title']}")
+        at = local(each["at"], settings)
+        line(f"{at}  {each['meter']:<16} {each['severity']:<8} {each['code']:>5}  {each['title']}")
 
 
 @alarms_app.command(name="list")
@@ -115,7 +106,8 @@ def alarms_command(
     async def work(conn: AsyncConnection) -> list[dict[str, Any]]:
         return [alarm_to_api(each) for each in await list_alarms(conn, asked, skip=skip, most=limit)]
 
-    alarms = run(settings_of(data), work)
+    settings = settings_of(data)
+    alarms = run(settings, work)
     if json_output:
         console.print_json({"alarms": alarms})
         return
@@ -123,11 +115,11 @@ def alarms_command(
         line("no such alarm")
     for each in alarms:
         whose = each["meter"] or f"{each['meters']} meters of {each['area'] or '(no area)'}"
-        until = f", over {each['ended_at']}" if each["ended_at"] else ""
+        until = f", over {local(each['ended_at'], settings)}" if each["ended_at"] else ""
         seen = f", seen by {each['acknowledged_by']}" if each["acknowledged_by"] else ""
         line(
             f"{each['id']:>8}  {each['severity']:<8} {each['code']:>5}  {each['title']}: {whose}, {each['times']} times"
-            f" from {each['first_at']} to {each['last_at']}{until}{seen}"
+            f" from {local(each['first_at'], settings)} to {local(each['last_at'], settings)}{until}{seen}"
         )
 
 
@@ -146,10 +138,8 @@ def acknowledge_command(
     from headend.events import ended_codes
 
     if (number is None) == (area is None or code is None):
-        raise CountingRefused("acknowledge: expected an alarm's number, or --area and --code, got neither or both")
-    name = " ".join(by.split())
-    if not 0 < len(name) <= WORDS_LENGTH_MAX:
-        raise CountingRefused(f"by: expected 1 to {WORDS_LENGTH_MAX} characters, got {len(name)}")
+        raise CommandRefused("acknowledge: expected an alarm's number, or --area and --code, got neither or both")
+    name = read_name(by)
 
     async def work(conn: AsyncConnection) -> int:
         if number is not None:

@@ -5,8 +5,6 @@ Stage: the command line's outermost layer, as in `__main__`.
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
@@ -14,7 +12,8 @@ import typer
 from db.gaps import ListedGap, gap_counts, list_gaps
 from headend.gaps import LIVE, GapState
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, local, settings_of
+from prepaid.settings import PrepaidError, Settings
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -23,9 +22,6 @@ gaps_app = typer.Typer(help="Gaps in meters' readings.", no_args_is_help=True)
 
 # What a screen or one JSON object holds.
 ROWS_SHOWN, ROWS_SHOWN_MAX = 200, 10_000
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
 class GapsRefused(PrepaidError):
@@ -48,10 +44,7 @@ def list_command(
     """Spans without readings, the first noted first, and counts of all by state."""
     from prepaid.administration import on_database
 
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
+    settings = settings_of(data)
     states = _states(state)
 
     async def work(conn: AsyncConnection) -> tuple[dict[str, tuple[int, int]], list[ListedGap]]:
@@ -72,7 +65,7 @@ def list_command(
     for gap in gaps:
         answered = f"asked {gap.asks} times, answered {gap.answers}" if gap.asks else "not asked"
         console.out.print(
-            f"{gap.id:>8}  {gap.serial:<16} {_local(gap.from_at, settings)} to {_local(gap.to_at, settings)}"
+            f"{gap.id:>8}  {gap.serial:<16} {local(gap.from_at, settings)} to {local(gap.to_at, settings)}"
             f"  {gap.missing:>5} missing  {gap.state}, {answered}",
             markup=False,
         )
@@ -94,17 +87,13 @@ def _to_api(gap: ListedGap, settings: Settings) -> dict[str, object]:
         "id": gap.id,
         "meter": gap.serial,
         "area": gap.area,
-        "from": _local(gap.from_at, settings),
-        "to": _local(gap.to_at, settings),
+        "from": local(gap.from_at, settings),
+        "to": local(gap.to_at, settings),
         "interval_s": gap.interval_s,
         "missing": gap.missing,
         "state": gap.state,
         "asked": gap.asks,
         "answered": gap.answers,
-        "noted_at": _local(gap.noted_at, settings),
-        "closed_at": None if gap.closed_at is None else _local(gap.closed_at, settings),
+        "noted_at": local(gap.noted_at, settings),
+        "closed_at": None if gap.closed_at is None else local(gap.closed_at, settings),
     }
-
-
-def _local(at: datetime, settings: Settings) -> str:
-    return at.astimezone(settings.zone).isoformat(timespec="seconds")

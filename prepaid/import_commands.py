@@ -15,9 +15,9 @@ import typer
 
 from meter_sim.edges.bulk import FleetError
 from prepaid import console
+from prepaid.arguments import line, settings_of
 from prepaid.reading_files import ReadingsRefused
 from prepaid.reading_formats import FIELDS, FormatOptions
-from prepaid.settings import load_settings
 from prepaid.system import running_system
 
 
@@ -44,10 +44,7 @@ def import_command(
     """Import readings through broker, ingest and database; interrupted, the same command goes on where it stood."""
     from prepaid.readings_import import ImportOptions, import_readings
 
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
+    settings = settings_of(data)
     options = ImportOptions(
         files=tuple(files),
         format=FormatOptions(
@@ -65,16 +62,29 @@ def import_command(
             report = import_readings(system, options, bars)
     except FleetError as error:
         raise ReadingsRefused(f"import: {error}; the same command goes on where it stood") from None
-    for line in report.bad:
-        console.err.print(f"bad line: {line}", markup=False)
+    for bad in report.bad:
+        console.err.print(f"bad line: {bad}", markup=False)
     if json_output:
         console.print_json(report.to_json())
     else:
         for name, value in report.to_json().items():
             if name != "bad":
-                console.out.print(f"{name:<16} {value}", markup=False)
+                line(f"{name:<16} {_plain(value)}")
     if report.outcome is not None and report.outcome.lost:
         sys.exit(1)
+
+
+def _plain(value: object) -> str:
+    """Return a figure of the report as a person reads it."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} {number}" for name, number in value.items()) or "none"
+        case list():
+            return ", ".join(map(str, value))
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return str(value)
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import date, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ from db.money_events import (
     write_off,
 )
 from prepaid import console
-from prepaid.settings import Settings, load_settings
+from prepaid.arguments import DataDir, Json, read_day, settings_of
 
 money_app = typer.Typer(help="Money events that the billing office orders.", no_args_is_help=True)
 rules_app = typer.Typer(help="Prepayment rules by category.", no_args_is_help=True)
@@ -47,8 +47,6 @@ By = Annotated[str, typer.Option("--by", help="Who orders it; kept with the jour
 Reference = Annotated[
     str | None, typer.Option("--reference", help="Done once under this name; again, the first answer is shown.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
 class SecurityAction(StrEnum):
@@ -230,7 +228,7 @@ def reverse_command(
     """Take a journal back, once; with a vend also what arrears took of it. Usage is corrected, never reversed."""
     from prepaid.money import run_reverse
 
-    answer = run_reverse(_settings(data), journal, reverse, reason=reason, by=by, reference=reference)
+    answer = run_reverse(settings_of(data), journal, reverse, reason=reason, by=by, reference=reference)
     _print(answer, json_output)
 
 
@@ -243,9 +241,9 @@ def instalments_command(
     """Pay back the instalments of security that are due; resumable, harmless twice."""
     from prepaid.money import run_instalments
 
-    settings = _settings(data)
+    settings = settings_of(data)
     today = datetime.now(settings.zone).date()
-    day = _day(until) if until else today
+    day = read_day(until) if until else today
     if day > today:
         raise MoneyRefused(f"until: expected {today} or before, got {day}")
     paid = run_instalments(settings, day)
@@ -265,7 +263,7 @@ def add_rules_command(
     """Put a rules document in force from the day it names; documents are never changed."""
     from prepaid.money import run_add_rules
 
-    rules = run_add_rules(_settings(data), file)
+    rules = run_add_rules(settings_of(data), file)
     if json_output:
         console.print_json({"id": rules.id, "from_day": str(rules.effective_from)})
     else:
@@ -281,8 +279,8 @@ def show_rules_command(
     """Show the rules in force on a day, category by category."""
     from prepaid.money import run_rules_on
 
-    settings = _settings(data)
-    rules = run_rules_on(settings, _day(day) if day else datetime.now(settings.zone).date())
+    settings = settings_of(data)
+    rules = run_rules_on(settings, read_day(day) if day else datetime.now(settings.zone).date())
     categories = {each.category: asdict(each) for each in (rules.default, *rules.categories)}
     if json_output:
         head = {"id": rules.id, "title": rules.title, "source": rules.source, "from_day": str(rules.effective_from)}
@@ -302,8 +300,8 @@ def apply_rules_command(
     """Give every account the emergency credit of its category; resumable, harmless twice."""
     from prepaid.money import run_apply_rules
 
-    settings = _settings(data)
-    changed = run_apply_rules(settings, _day(day) if day else datetime.now(settings.zone).date())
+    settings = settings_of(data)
+    changed = run_apply_rules(settings, read_day(day) if day else datetime.now(settings.zone).date())
     if json_output:
         console.print_json({"changed": changed})
     else:
@@ -336,7 +334,7 @@ def convert_command(
         month_minor=None if month_charges is None else parse_amount(month_charges),
         debt_to_arrears=debt_to_arrears,
     )
-    answer = run_convert(_settings(data), number, conversion, reason=reason, by=by, reference=reference)
+    answer = run_convert(settings_of(data), number, conversion, reason=reason, by=by, reference=reference)
     _print(answer, json_output)
 
 
@@ -353,8 +351,8 @@ def absent_command(
     """Begin a long absence: with its deposit supply is not cut until the day it ends."""
     from prepaid.money import run_absent
 
-    day, deposit_minor = _day(until), parse_amount(deposit)
-    answer = run_absent(_settings(data), number, day, deposit_minor, reason=reason, by=by, reference=reference)
+    day, deposit_minor = read_day(until), parse_amount(deposit)
+    answer = run_absent(settings_of(data), number, day, deposit_minor, reason=reason, by=by, reference=reference)
     _print(answer, json_output)
 
 
@@ -369,7 +367,7 @@ def return_command(
     """End a long absence: the deposit goes back to the balance, supply follows the balance again."""
     from prepaid.money import run_return
 
-    _print(run_return(_settings(data), number, reason=reason, by=by, reference=reference), json_output)
+    _print(run_return(settings_of(data), number, reason=reason, by=by, reference=reference), json_output)
 
 
 def _run(
@@ -384,7 +382,7 @@ def _run(
 ) -> None:
     from prepaid.money import run_event
 
-    answer = run_event(_settings(data), number, event, request=request, reason=reason, by=by, reference=reference)
+    answer = run_event(settings_of(data), number, event, request=request, reason=reason, by=by, reference=reference)
     _print(answer, json_output)
 
 
@@ -403,18 +401,3 @@ def _category_line(rules: CategoryRules) -> str:
         f" {console.rupees(rules.recharge_min_minor)} to {console.rupees(rules.recharge_max_minor)}, arrears take"
         f" {rules.recovery_share_basis_points} basis points above {console.rupees(rules.recovery_floor_minor)}"
     )
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise MoneyRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,15 +28,14 @@ from db.notices import (
     unplanned,
 )
 from prepaid import console
-from prepaid.settings import Settings, load_settings
+from prepaid.arguments import DataDir, Json, settings_of
+from prepaid.settings import Settings
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
 notices_app = typer.Typer(help="What consumers were told, and what became of each message.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Rows at most, the newest first.")]
 
 
@@ -50,7 +48,7 @@ def list_command(
     json_output: Json = False,
 ) -> None:
     """What the consumer of an account was told, each with its ways and their states; tokens are masked."""
-    notices, ways = run_list(_settings(data), number, language, limit)
+    notices, ways = run_list(settings_of(data), number, language, limit)
     if json_output:
         rows = [{**_plain(asdict(notice)), "deliveries": _rows(ways[notice.id])} for notice in notices]
         console.print_json({"account": number, "notices": rows})
@@ -64,7 +62,7 @@ def list_command(
 @notices_app.command(name="states")
 def states_command(data: DataDir = None, json_output: Json = False) -> None:
     """How many messages are in which state by channel, and how many notices wait for their way."""
-    counts, (waiting, since) = run_states(_settings(data))
+    counts, (waiting, since) = run_states(settings_of(data))
     if json_output:
         waits = {"count": waiting, "since": None if since is None else since.isoformat()}
         console.print_json({"deliveries": _rows(counts), "without_way": waits})
@@ -80,7 +78,7 @@ def states_command(data: DataDir = None, json_output: Json = False) -> None:
 @notices_app.command(name="dead")
 def dead_command(limit: Limit = 100, data: DataDir = None, json_output: Json = False) -> None:
     """Messages that could not be delivered, with the last error."""
-    dead = run_dead(_settings(data), limit)
+    dead = run_dead(settings_of(data), limit)
     if json_output:
         console.print_json({"dead": _rows(dead)})
         return
@@ -102,7 +100,7 @@ def retry_command(
     """Try dead messages again under the same message ids, for a day; codes are not tried again."""
     if every == bool(ids):
         raise typer.BadParameter("expected ids or --all")
-    retried = run_retry(_settings(data), ids or [], every=every)
+    retried = run_retry(settings_of(data), ids or [], every=every)
     if json_output:
         console.print_json({"retried": retried})
     else:
@@ -157,14 +155,6 @@ def run_retry(settings: Settings, ids: Sequence[int], *, every: bool) -> list[in
         return await retry_dead(conn, chosen, now_ms=time.time_ns() // 1_000_000)
 
     return on_database(settings, work)
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
 
 
 def _way_line(way: DeliveryRow) -> str:

@@ -21,6 +21,8 @@ from headend.edges.dispatch import Dispatcher, DispatchSettings
 from headend.edges.dispatch_metrics import DispatchMetrics
 from headend.edges.ingest import Ingest, IngestSettings
 from headend.edges.metrics import IngestMetrics, serve_metrics
+from headend.edges.stream_guard import GuardSettings, open_guard
+from prepaid.embedded import mqtt_address
 from prepaid.settings import Settings, SettingsError
 
 _log = structlog.get_logger("process")
@@ -39,13 +41,18 @@ def rules_of(settings: Settings) -> PostingRules:
 
 def run_ingest(settings: Settings) -> None:
     """Run an ingest process."""
+    nats_url = _required(settings.nats_url, "PREPAID_NATS_URL")
     ingest_settings = IngestSettings(
         database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
-        nats_url=_required(settings.nats_url, "PREPAID_NATS_URL"),
+        nats_url=nats_url,
         calendar=calendar_of(settings),
         lease_s=settings.lease_s,
         ack_wait_s=settings.ack_wait_s,
         stale_reading_s=settings.stale_reading_s,
+    )
+    mqtt_host, mqtt_port = mqtt_address(settings.mqtt_url, nats_url=nats_url)
+    guard_settings = GuardSettings(
+        nats_url=nats_url, mqtt_host=mqtt_host, mqtt_port=mqtt_port, ack_wait_s=settings.ack_wait_s
     )
     metrics = IngestMetrics()
     # Readings are short-lived and hold no cycles: the collector's full walks cost a third of ingest's time
@@ -55,7 +62,10 @@ def run_ingest(settings: Settings) -> None:
 
     async def body(stop: asyncio.Event) -> None:
         with serve_metrics(metrics.registry, settings.ingest_metrics_port):
-            await Ingest(ingest_settings, metrics).run(stop)
+            async with open_guard(guard_settings, metrics) as guard, asyncio.TaskGroup() as group:
+                keeping = group.create_task(guard.keep(), name="stream-guard")
+                await Ingest(ingest_settings, metrics).run(stop)
+                keeping.cancel()
 
     _run(body)
 
@@ -149,14 +159,14 @@ def run_api(settings: Settings) -> None:
     import uvicorn
 
     from prepaid.engineers import add_engineers
-    from prepaid.keys import soft_security_module
+    from prepaid.keys import installation_module
     from vending.edges.api import create_app
 
     database_url = _required(settings.database_url, "PREPAID_DATABASE_URL")
     app = create_app(
         database_url=database_url,
         calendar=calendar_of(settings),
-        security_module=asyncio.run(soft_security_module(settings, database_url)),
+        security_module=asyncio.run(installation_module(settings, database_url)),
         vend_min_minor=settings.vend_min_minor,
         vend_max_minor=settings.vend_max_minor,
         stale_reading_s=settings.stale_reading_s,

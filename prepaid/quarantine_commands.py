@@ -7,28 +7,36 @@ kept; a release is planned by the ingest process that owns the shard, within a m
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from psycopg import AsyncConnection
 
 from headend.rules import Reason
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import (
+    By,
+    CommandRefused,
+    DataDir,
+    Json,
+    line,
+    local,
+    read_instant,
+    read_name,
+    read_words,
+    run,
+    settings_of,
+)
+from prepaid.settings import Settings
 
 if TYPE_CHECKING:
     from db.quarantine import DeskAction, HeldRow
     from db.validation_rules import NotedFlag
 
-T = TypeVar("T")
-
 quarantine_app = typer.Typer(help="Readings that were held: look, release, reject.", no_args_is_help=True)
 
-WHY_LENGTH_MAX = 200
-NAME_LENGTH_MAX = 64
 # What fits a few screens.
 ROWS_SHOWN = 100
 # One transaction; the owner of a shard stores 500 at a time.
@@ -48,17 +56,8 @@ class As(StrEnum):
 Ids = Annotated[list[int] | None, typer.Argument(help="Numbers of rows; or choose by the options.")]
 Rule = Annotated[str | None, typer.Option("--reason", help="Only rows held for this rule.")]
 Serial = Annotated[str | None, typer.Option(help="Only this meter.")]
-Since = Annotated[str | None, typer.Option(help="Only what came since, as 2026-11-22T06:00+05:30 or a day (UTC).")]
-By = Annotated[str, typer.Option("--by", help="Who: the name is kept.")]
+Since = Annotated[str | None, typer.Option(help="Only what came since: a day, or as 2026-11-22T06:00+05:30.")]
 Why = Annotated[str, typer.Option("--why", help="Why; kept with the row.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
-
-
-class QuarantineCommandRefused(PrepaidError):
-    """Arguments of a quarantine command that do not fit."""
-
-    code = "quarantine_command_refused"
 
 
 @quarantine_app.command(name="list")
@@ -75,7 +74,8 @@ def list_command(
     from db.quarantine import list_quarantine, quarantine_totals
 
     wanted = None if state == "all" else state
-    since_at, rule = _instant(since), _rule(reason)
+    settings, rule = settings_of(data), _rule(reason)
+    since_at = read_instant("since", since, settings)
 
     async def work(conn: AsyncConnection) -> tuple[list[HeldRow], list[tuple[str, str, int, int]]]:
         rows = await list_quarantine(
@@ -83,15 +83,18 @@ def list_command(
         )
         return rows, await quarantine_totals(conn)
 
-    rows, totals = _run(data, work)
+    rows, totals = run(settings, work)
     if json_output:
         counts = [{"state": s, "reason": r, "rows": number, "times": times} for s, r, number, times in totals]
         console.print_json({"rows": [_shown(row) for row in rows], "totals": counts, "next_before": _next(rows)})
         return
     for row in rows:
-        console.out.print(_line(row), markup=False)
+        line(_line(row, settings))
     if _next(rows) is not None:
-        console.out.print(f"more: --before {_next(rows)}", markup=False)
+        line(f"more: --before {_next(rows)}")
+    line(f"{'state':<10}{'rule':<20}{'rows':>8}{'times':>8}" if totals else "nothing was ever held")
+    for row_state, row_reason, number, times in totals:
+        line(f"{row_state:<10}{row_reason:<20}{number:>8}{times:>8}")
 
 
 @quarantine_app.command(name="show")
@@ -101,16 +104,17 @@ def show_command(
     """One row with its bytes and everything that was done to it."""
     from db.quarantine import show_quarantine
 
-    row, raw, actions = _run(data, lambda conn: show_quarantine(conn, row_id))
+    settings = settings_of(data)
+    row, raw, actions = run(settings, lambda conn: show_quarantine(conn, row_id))
     if json_output:
         console.print_json({**_shown(row), "raw_hex": raw.hex(), "actions": [_action(each) for each in actions]})
         return
     for name, value in _shown(row).items():
-        console.out.print(f"{name:<10} {value}", markup=False)
-    console.out.print(f"{'bytes':<10} {len(raw)}: {raw[:RAW_SHOWN]!r}", markup=False)
+        line(f"{name:<10} {value}")
+    line(f"{'bytes':<10} {len(raw)}: {raw[:RAW_SHOWN]!r}")
     for each in actions:
         told = " as reset" if each.as_reset else ""
-        console.out.print(f"{each.at:%Y-%m-%d %H:%M:%S} {each.action}{told} {each.by_whom or 'ingest'}: {each.why}")
+        line(f"{local(each.at, settings)} {each.action}{told} {each.by_whom or 'ingest'}: {each.why}")
 
 
 @quarantine_app.command(name="release")
@@ -129,17 +133,18 @@ def release_command(
     from db.quarantine import release
 
     if as_ is As.SWAP:
-        raise QuarantineCommandRefused(
+        raise CommandRefused(
             "as: expected read or reset, got swap: another meter's register is not this one's energy; reject the"
             " reading, register the meter that stands there under its own serial and install it from that instant"
         )
-    name, words, as_reset = _words("by", by, NAME_LENGTH_MAX), _words("why", why, WHY_LENGTH_MAX), as_ is As.RESET
-    chosen = _chooser(ids, reason, serial, since)
+    settings, as_reset = settings_of(data), as_ is As.RESET
+    name, words = read_name(by), read_words("why", why)
+    chosen = _chooser(ids, reason, serial, read_instant("since", since, settings))
 
     async def work(conn: AsyncConnection) -> list[int]:
         return await release(conn, await chosen(conn), by=name, why=words, as_reset=as_reset)
 
-    _print_decided("released", _run(data, work), json_output)
+    _print_decided("released", run(settings, work), json_output)
 
 
 @quarantine_app.command(name="reject")
@@ -156,13 +161,14 @@ def reject_command(
     """Close held rows for good; their bytes stay."""
     from db.quarantine import reject
 
-    name, words = _words("by", by, NAME_LENGTH_MAX), _words("why", why, WHY_LENGTH_MAX)
-    chosen = _chooser(ids, reason, serial, since)
+    settings = settings_of(data)
+    name, words = read_name(by), read_words("why", why)
+    chosen = _chooser(ids, reason, serial, read_instant("since", since, settings))
 
     async def work(conn: AsyncConnection) -> list[int]:
         return await reject(conn, await chosen(conn), by=name, why=words)
 
-    _print_decided("rejected", _run(data, work), json_output)
+    _print_decided("rejected", run(settings, work), json_output)
 
 
 @quarantine_app.command(name="flags")
@@ -177,36 +183,37 @@ def flags_command(
     """What rules noted of readings that are stored, newest first: once a meter, rule and local day."""
     from db.validation_rules import noted_flags
 
-    wanted, since_at = _rule(rule), _instant(since)
+    settings, wanted = settings_of(data), _rule(rule)
+    since_at = read_instant("since", since, settings)
 
     async def work(conn: AsyncConnection) -> list[NotedFlag]:
         return await noted_flags(conn, rule=wanted, serial=serial, since=since_at, most=ROWS_SHOWN, skip=skip)
 
-    found = _run(data, work)
+    found = run(settings, work)
     if json_output:
         console.print_json({"flags": [_flag(each) for each in found]})
         return
     for each in found:
         told = f"expected {each.expected}, got {each.got}"
-        console.out.print(f"{each.at:%Y-%m-%d %H:%M} {each.severity:<7} {each.rule:<15} {each.serial:<16} {told}")
+        line(f"{local(each.at, settings)} {each.severity:<7} {each.rule:<15} {each.serial:<16} {told}")
     if len(found) == ROWS_SHOWN:
-        console.out.print(f"more: --skip {skip + ROWS_SHOWN}", markup=False)
+        line(f"more: --skip {skip + ROWS_SHOWN}")
 
 
 def _chooser(
-    ids: list[int] | None, reason: str | None, serial: str | None, since: str | None
+    ids: list[int] | None, reason: str | None, serial: str | None, since: datetime | None
 ) -> Callable[[AsyncConnection], Awaitable[list[int]]]:
     """Return how rows are chosen: by number, or held ones by rule, meter and time; never simply all."""
     from db.quarantine import list_quarantine
 
-    rule, since_at = _rule(reason), _instant(since)
-    if bool(ids) == any((rule, serial, since_at)):
-        raise QuarantineCommandRefused("rows: expected either numbers or some of --reason, --serial and --since")
+    rule = _rule(reason)
+    if bool(ids) == any((rule, serial, since)):
+        raise CommandRefused("rows: expected either numbers or some of --reason, --serial and --since")
 
     async def chosen(conn: AsyncConnection) -> list[int]:
         if ids:
             return ids
-        rows = await list_quarantine(conn, reason=rule, serial=serial, since=since_at, most=ROWS_DECIDED_MAX)
+        rows = await list_quarantine(conn, reason=rule, serial=serial, since=since, most=ROWS_DECIDED_MAX)
         return [row.id for row in rows]
 
     return chosen
@@ -216,7 +223,7 @@ def _print_decided(state: str, ids: list[int], json_output: bool) -> None:
     if json_output:
         console.print_json({"state": state, "ids": ids})
     else:
-        console.out.print(f"{state}: {len(ids)} rows that were held", markup=False)
+        line(f"{state}: {len(ids)} of what was held")
 
 
 def _shown(row: HeldRow) -> dict[str, object]:
@@ -238,10 +245,10 @@ def _shown(row: HeldRow) -> dict[str, object]:
     }
 
 
-def _line(row: HeldRow) -> str:
-    read_at = f"{row.read_at:%Y-%m-%d %H:%M}" if row.read_at else "-"
+def _line(row: HeldRow, settings: Settings) -> str:
+    read_at = local(row.read_at, settings) if row.read_at else "-"
     whose = f"{row.reason:<19} {row.serial or '-':<16}"
-    return f"{row.id:>8} {row.severity:<7} {whose} {read_at:<16} x{row.times} {row.detail}"
+    return f"{row.id:>8} {row.severity:<7} {whose} {read_at:<25} x{row.times} {row.detail}"
 
 
 def _action(each: DeskAction) -> dict[str, object]:
@@ -272,36 +279,5 @@ def _next(rows: list[HeldRow]) -> int | None:
 
 def _rule(name: str | None) -> str | None:
     if name is not None and name not in {reason.value for reason in Reason}:
-        raise QuarantineCommandRefused(f"reason: expected one of {', '.join(Reason)}, got {name!r}")
+        raise CommandRefused(f"reason: expected one of {', '.join(Reason)}, got {name!r}")
     return name
-
-
-def _instant(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise QuarantineCommandRefused(f"since: expected a time or day as in ISO 8601, got {text!r}") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _words(name: str, text: str, length_max: int) -> str:
-    stripped = text.strip()
-    if not stripped.isprintable() or not 0 < len(stripped) <= length_max:
-        raise QuarantineCommandRefused(f"{name}: expected 1 to {length_max} printable characters, got {len(stripped)}")
-    return stripped
-
-
-def _run(data: Path | None, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    from prepaid.administration import on_database
-
-    return on_database(_settings(data), work)
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings

@@ -23,7 +23,8 @@ from billing.calendar import from_ms
 from billing.money import format_minor, parse_amount
 from db.balances import Asked, BalanceRow, BalanceTotals, read_balances
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, settings_of
+from prepaid.settings import PrepaidError, Settings
 from protocols.topics import SHARDS
 
 if TYPE_CHECKING:
@@ -55,9 +56,6 @@ CSV_COLUMNS = (
     "phone_verified",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
-
 
 class ReportRefused(PrepaidError):
     """A report that cannot be made as asked; the message is one line."""
@@ -84,10 +82,7 @@ def balances_command(
         days_left=None if days_left is None else _whole("days-left", days_left, 1, 100_000),
         rows_most=_rows_most(limit, file),
     )
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
+    settings = settings_of(data)
     rows: list[BalanceRow] = []
     with ExitStack() as open_files:
         keep = rows.extend if file is None else open_files.enter_context(_writing_csv(file, settings))

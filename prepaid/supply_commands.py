@@ -6,18 +6,18 @@ command that changes something, and keeps who gave it and why.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import typer
 from psycopg import AsyncConnection
 
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, run, settings_of
+from prepaid.settings import PrepaidError
 from prepaid.supply_hold_commands import exempt_app, hold_app
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ ROWS_SHOWN, ROWS_SHOWN_MAX = 50, 10_000
 HOURS_MAX = 24 * 31
 WORDS_LENGTH_MAX = 200
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Area = Annotated[str | None, typer.Option("--area", help="Only this area.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=ROWS_SHOWN_MAX, help="Rows at most.")]
 
@@ -69,7 +67,7 @@ def status_command(
     async def work(conn: AsyncConnection) -> SupplyStatus:
         return await read_status(conn, hours=hours)
 
-    status = _run(_settings(data), work)
+    status = run(settings_of(data), work)
     if json_output:
         console.print_json(_status_to_api(status, hours))
         return
@@ -85,7 +83,7 @@ def held_command(area: Area = None, limit: Limit = ROWS_SHOWN, data: DataDir = N
         areas = [each for each in await limited_areas(conn) if area is None or each.area == area]
         return areas, await list_held(conn, area=area, most=limit)
 
-    areas, orders = _run(_settings(data), work)
+    areas, orders = run(settings_of(data), work)
     if json_output:
         console.print_json({"areas": [_to_api(each) for each in areas], "orders": [_to_api(each) for each in orders]})
         return
@@ -110,7 +108,7 @@ def orders_command(
     async def work(conn: AsyncConnection) -> list[OrderRow]:
         return await list_orders(conn, serial=meter, states=states, area=area, most=limit)
 
-    orders = _run(_settings(data), work)
+    orders = run(settings_of(data), work)
     if json_output:
         console.print_json({"orders": [_to_api(each) for each in orders]})
         return
@@ -133,25 +131,11 @@ def release_command(
     async def work(conn: AsyncConnection) -> int:
         return await release_area(conn, area, by=name, reason=words)
 
-    waiting = _run(_settings(data), work)
+    waiting = run(settings_of(data), work)
     if json_output:
         console.print_json({"area": area, "waiting": waiting, "released_by": name, "reason": words})
     else:
         console.out.print(f"area {area}: {waiting} cut-offs may go", markup=False)
-
-
-def _run(settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    from prepaid.administration import on_database
-
-    return on_database(settings, work)
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
 
 
 def _words(name: str, text: str) -> str:

@@ -7,7 +7,7 @@ exempt list needs a reason and a name.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from billing.calendar import from_ms
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import By, DataDir, Json, read_day, read_name, read_words, run, settings_of
 
 if TYPE_CHECKING:
     from db.supply_holds import Exemption, Hold
@@ -26,23 +26,12 @@ T = TypeVar("T")
 hold_app = typer.Typer(help="Holds that keep an account's supply on: two people.", no_args_is_help=True)
 exempt_app = typer.Typer(help="The exempt list: accounts that are never cut.", no_args_is_help=True)
 
-REASON_LENGTH_MAX = 200
-NAME_LENGTH_MAX = 64
 # What fits a few screens.
 ROWS_SHOWN = 100
 
 Number = Annotated[str, typer.Argument(help="The account's number.")]
 HoldId = Annotated[int, typer.Argument(help="The hold's number.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the row.")]
-By = Annotated[str, typer.Option("--by", help="Who: the name is kept.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
-
-
-class HoldCommandRefused(PrepaidError):
-    """Arguments of a hold or exempt command that do not fit."""
-
-    code = "hold_command_refused"
 
 
 @hold_app.command(name="ask")
@@ -56,17 +45,18 @@ def ask_command(
 ) -> None:
     """Ask for a hold; it keeps supply on once another person has approved it."""
     from db.supply_holds import ask_hold
+    from prepaid.administration import known_account
     from prepaid.processes import calendar_of
 
-    settings = _settings(data)
-    words, name = _words("reason", reason, REASON_LENGTH_MAX), _name(by)
-    ends_at = None if until is None else from_ms(calendar_of(settings).midnight_ms(_day(until)))
+    settings = settings_of(data)
+    words, name = read_words("reason", reason), read_name(by)
+    ends_at = None if until is None else from_ms(calendar_of(settings).midnight_ms(read_day(until)))
 
     async def work(conn: AsyncConnection) -> int:
-        account_id = await _account_id(conn, number)
+        account_id = await known_account(conn, number)
         return await ask_hold(conn, account_id, reason=words, by=name, until=ends_at, now=datetime.now(UTC))
 
-    hold_id = _run(settings, work)
+    hold_id = run(settings, work)
     if json_output:
         console.print_json({"hold": hold_id, "account": number, "asked_by": name})
     else:
@@ -78,8 +68,8 @@ def approve_command(hold_id: HoldId, by: By, data: DataDir = None, json_output: 
     """Put a hold in force as a second person."""
     from db.supply_holds import approve_hold
 
-    name = _name(by)
-    hold = _run(_settings(data), lambda conn: approve_hold(conn, hold_id, by=name, now=datetime.now(UTC)))
+    name = read_name(by)
+    hold = run(settings_of(data), lambda conn: approve_hold(conn, hold_id, by=name, now=datetime.now(UTC)))
     _print_hold(hold, json_output)
 
 
@@ -88,8 +78,8 @@ def release_command(hold_id: HoldId, by: By, data: DataDir = None, json_output: 
     """End a hold, or give it up before its approval."""
     from db.supply_holds import release_hold
 
-    name = _name(by)
-    hold = _run(_settings(data), lambda conn: release_hold(conn, hold_id, by=name, now=datetime.now(UTC)))
+    name = read_name(by)
+    hold = run(settings_of(data), lambda conn: release_hold(conn, hold_id, by=name, now=datetime.now(UTC)))
     _print_hold(hold, json_output)
 
 
@@ -101,12 +91,13 @@ def list_command(
 ) -> None:
     """The holds that are not released, newest first."""
     from db.supply_holds import list_holds
+    from prepaid.administration import known_account
 
     async def work(conn: AsyncConnection) -> list[Hold]:
-        account_id = None if number is None else await _account_id(conn, number)
+        account_id = None if number is None else await known_account(conn, number)
         return await list_holds(conn, account_id=account_id, most=ROWS_SHOWN)
 
-    holds = _run(_settings(data), work)
+    holds = run(settings_of(data), work)
     if json_output:
         console.print_json({"holds": [_hold_shown(hold) for hold in holds]})
     else:
@@ -139,7 +130,7 @@ def list_exempt_command(
     """The exempt list, with reason and who put the account there."""
     from db.supply_holds import list_exemptions
 
-    found = _run(_settings(data), lambda conn: list_exemptions(conn, after=after, most=ROWS_SHOWN))
+    found = run(settings_of(data), lambda conn: list_exemptions(conn, after=after, most=ROWS_SHOWN))
     if json_output:
         console.print_json({"exempt": [_exemption_shown(each) for each in found]})
         return
@@ -160,12 +151,14 @@ def _change_exemption(
     *,
     exempt: bool,
 ) -> None:
-    words, name = _words("reason", reason, REASON_LENGTH_MAX), _name(by)
+    from prepaid.administration import known_account
+
+    words, name = read_words("reason", reason), read_name(by)
 
     async def work(conn: AsyncConnection) -> None:
-        await change(conn, await _account_id(conn, number), reason=words, by=name, now=datetime.now(UTC))
+        await change(conn, await known_account(conn, number), reason=words, by=name, now=datetime.now(UTC))
 
-    _run(_settings(data), work)
+    run(settings_of(data), work)
     if json_output:
         console.print_json({"account": number, "exempt": exempt, "reason": words, "by": name})
     else:
@@ -210,45 +203,3 @@ def _exemption_shown(each: Exemption) -> dict[str, object]:
         "set_by": each.set_by,
         "set_at": each.set_at.isoformat() if each.set_at else None,
     }
-
-
-async def _account_id(conn: AsyncConnection, number: str) -> int:
-    from db.errors import UnknownAccount
-    from db.registry import account_id_of
-
-    account_id = await account_id_of(conn, number)
-    if account_id is None:
-        raise UnknownAccount(f"account: expected a known number, got {number!r}")
-    return account_id
-
-
-def _run(settings: Settings, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    from prepaid.administration import on_database
-
-    return on_database(settings, work)
-
-
-def _name(by: str) -> str:
-    return _words("by", by, NAME_LENGTH_MAX)
-
-
-def _words(name: str, text: str, length_max: int) -> str:
-    stripped = text.strip()
-    if not stripped.isprintable() or not 0 < len(stripped) <= length_max:
-        raise HoldCommandRefused(f"{name}: expected 1 to {length_max} printable characters, got {len(stripped)}")
-    return stripped
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise HoldCommandRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None

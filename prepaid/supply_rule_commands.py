@@ -14,21 +14,15 @@ import typer
 from psycopg import AsyncConnection
 
 from billing.supply_policy import Scheme, SupplyRules, Window
-from billing.supply_rule_document import WEEKDAYS, builtin_supply_documents, clock, parse_supply_rules
+from billing.supply_rule_document import WEEKDAYS, builtin_supply_documents, parse_supply_rules
+from billing.toml_table import clock
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import CommandRefused, DataDir, Json, read_day, read_text, settings_of
+from prepaid.settings import Settings
 
 supply_rules_app = typer.Typer(help="Supply rules: which category is cut when.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Document = Annotated[Path, typer.Argument(help="A supply rules document (TOML); see docs/supply-policy.md.")]
-
-
-class SupplyRuleCommandRefused(PrepaidError):
-    """Arguments of a supply rules command that do not fit."""
-
-    code = "supply_rule_command_refused"
 
 
 @supply_rules_app.command(name="show")
@@ -46,21 +40,21 @@ def show_command(
         else:
             console.out.print(text.rstrip("\n"), markup=False)
         return
-    settings = _settings(data)
-    rules = run_rules_in_force(settings, _day(day) if day else datetime.now(settings.zone).date())
+    settings = settings_of(data)
+    rules = run_rules_in_force(settings, read_day(day) if day else datetime.now(settings.zone).date())
     _print(rules, json_output)
 
 
 @supply_rules_app.command(name="check")
 def check_command(file: Document, json_output: Json = False) -> None:
     """Check a document without an installation; the first broken rule is named with its line."""
-    _print(parse_supply_rules(_read(file)), json_output)
+    _print(parse_supply_rules(read_text(file)), json_output)
 
 
 @supply_rules_app.command(name="add")
 def add_command(file: Document, data: DataDir = None, json_output: Json = False) -> None:
     """Put a document in force from the local midnight of the day it names; documents are never changed."""
-    rules = run_add_supply_rules(_settings(data), file)
+    rules = run_add_supply_rules(settings_of(data), file)
     if json_output:
         console.print_json({"id": rules.id, "from_day": str(rules.effective_from)})
     else:
@@ -80,7 +74,7 @@ def run_add_supply_rules(settings: Settings, file: Path) -> SupplyRules:
     from db.supply_rules import add_supply_rules
     from prepaid.administration import on_database
 
-    text, today = _read(file), datetime.now(settings.zone).date()
+    text, today = read_text(file), datetime.now(settings.zone).date()
 
     async def work(conn: AsyncConnection) -> SupplyRules:
         return await add_supply_rules(conn, text, first_open_day=today)
@@ -165,29 +159,5 @@ def _month_day(month_day: tuple[int, int] | None) -> str | None:
 def _builtin_text(name: str) -> str:
     documents = builtin_supply_documents()
     if name not in documents:
-        raise SupplyRuleCommandRefused(f"builtin: expected one of {', '.join(sorted(documents))}, got {name!r}")
+        raise CommandRefused(f"builtin: expected one of {', '.join(sorted(documents))}, got {name!r}")
     return documents[name]
-
-
-def _read(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise SupplyRuleCommandRefused(f"{file.name} line {line}: expected UTF-8 text, got other bytes") from None
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise SupplyRuleCommandRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None

@@ -14,23 +14,16 @@ import typer
 from psycopg import AsyncConnection
 
 from billing.tariff import Tariff
-from billing.tariff_document import DOCUMENT_CHARACTERS_MAX, parse_tariff
+from billing.tariff_document import parse_tariff
 from db.named import sql
 from db.tariffs import TariffConflict, add_tariff
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, read_text, settings_of
+from prepaid.settings import Settings
 
 tariffs_app = typer.Typer(help="Tariff documents, and what accounts are charged by.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Documents = Annotated[list[Path], typer.Argument(help="Tariff documents (TOML); see docs/tariffs.md.")]
-
-
-class DocumentRefused(PrepaidError):
-    """A file that holds no tariff document; the message names the file, the line where there is one, and the rule."""
-
-    code = "document_refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +43,7 @@ class StoredTariff:
 @tariffs_app.command(name="list")
 def list_command(data: DataDir = None, json_output: Json = False) -> None:
     """The tariffs of the installation: id, first day, currency, accounts, title."""
-    stored = _read_stored(_settings(data))
+    stored = _read_stored(settings_of(data))
     if json_output:
         console.print_json({"tariffs": [each.to_json() for each in stored]})
         return
@@ -65,7 +58,7 @@ def show_command(
     tariff_id: Annotated[str, typer.Argument(help="The tariff's id.")], data: DataDir = None, json_output: Json = False
 ) -> None:
     """The document of a tariff, as it was added."""
-    stored = {each.tariff.id: each for each in _read_stored(_settings(data))}
+    stored = {each.tariff.id: each for each in _read_stored(settings_of(data))}
     if tariff_id not in stored:
         raise TariffConflict(f"tariff: expected one of {', '.join(stored)}, got {tariff_id!r}")
     if json_output:
@@ -96,7 +89,7 @@ def add_command(files: Documents, data: DataDir = None, json_output: Json = Fals
         async with conn.transaction():
             return sum([await add_tariff(conn, document) for document in documents])
 
-    added = on_database(_settings(data), work)
+    added = on_database(settings_of(data), work)
     _print_counts(added, len(documents) - added, json_output)
 
 
@@ -109,7 +102,7 @@ def assign_command(
     """Give accounts other terms from a day on that is not closed; resumable, harmless twice."""
     from prepaid.tariff_assignments import run_assign
 
-    added, known = run_assign(_settings(data), file)
+    added, known = run_assign(settings_of(data), file)
     _print_counts(added, known, json_output)
 
 
@@ -118,14 +111,7 @@ def read_document(file: Path) -> tuple[Tariff, str]:
 
     Raises: TariffError naming line and rule; DocumentRefused for a file that is no text.
     """
-    # Every character is at most 4 bytes of UTF-8.
-    with file.open("rb") as opened:
-        content = opened.read(4 * DOCUMENT_CHARACTERS_MAX + 1)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DocumentRefused(f"{file.name} line {line}: expected UTF-8 text, got other bytes") from None
+    text = read_text(file)
     return parse_tariff(text), text
 
 
@@ -162,11 +148,3 @@ def _print_counts(added: int, known: int, json_output: bool) -> None:
         console.print_json({"added": added, "known": known})
     else:
         console.out.print(f"added {added}, already there {known}")
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings

@@ -16,19 +16,14 @@ from psycopg import AsyncConnection
 from headend.rule_document import RuleDocument, parse_rule_document
 from headend.rules import BUILTIN_RULES, RULES, Reason, RuleSet, ValidationRules
 from prepaid import console
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.arguments import DataDir, Json, line, read_day, read_text, run, settings_of
+from prepaid.settings import Settings
+
+_BUILTIN = BUILTIN_RULES.default
 
 validation_rules_app = typer.Typer(help="Rules that readings are validated by.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 Document = Annotated[Path, typer.Argument(help="A validation rules document (TOML); see docs/validation.md.")]
-
-
-class ValidationCommandRefused(PrepaidError):
-    """Arguments of a validation rules command that do not fit."""
-
-    code = "validation_command_refused"
 
 
 @validation_rules_app.command(name="show")
@@ -40,22 +35,22 @@ def show_command(
     json_output: Json = False,
 ) -> None:
     """Show the rules in force on a day, for all meters or for those of a make and model."""
-    settings = _settings(data)
-    rules = _rules_on(settings, _day(day) if day else datetime.now(settings.zone).date())
+    settings = settings_of(data)
+    rules = _rules_on(settings, read_day(day) if day else datetime.now(settings.zone).date())
     found = rules.of(make, model)
     if json_output:
         console.print_json({"id": rules.id, "rules": {reason.value: _shown(found, reason) for reason in RULES}})
         return
-    console.out.print(f"{rules.id}", markup=False)
+    line(f"{rules.id}")
     for reason, rule in RULES.items():
         told = f"{found.severities[reason]:<8}{found.actions[reason]:<16}{rule.catches}"
-        console.out.print(f"{reason:<20}{told}", markup=False)
+        line(f"{reason:<20}{told}")
 
 
 @validation_rules_app.command(name="check")
 def check_command(file: Document, json_output: Json = False) -> None:
     """Check a document without an installation; what is wrong is named with its line."""
-    _print_document(parse_rule_document(_read(file)), json_output)
+    _print_document(parse_rule_document(read_text(file)), json_output)
 
 
 @validation_rules_app.command(name="add")
@@ -64,7 +59,7 @@ def add_command(file: Document, data: DataDir = None, json_output: Json = False)
     from db.validation_rules import add_validation_document
     from prepaid.administration import on_database
 
-    settings, text = _settings(data), _read(file)
+    settings, text = settings_of(data), read_text(file)
     document, today = parse_rule_document(text), datetime.now(settings.zone).date()
 
     async def work(conn: AsyncConnection) -> None:
@@ -81,22 +76,17 @@ def export_command(
     json_output: Json = False,
 ) -> None:
     """Permit a connection to export (net metering), or forbid it; export without permission is noted."""
-    from db.errors import UnknownAccount
-    from db.registry import account_id_of
     from db.validation_rules import permit_export
-    from prepaid.administration import on_database
+    from prepaid.administration import known_account
 
     async def work(conn: AsyncConnection) -> bool:
-        account_id = await account_id_of(conn, number)
-        if account_id is None:
-            raise UnknownAccount(f"account: expected a known number, got {number!r}")
-        return await permit_export(conn, account_id, may_export=allow)
+        return await permit_export(conn, await known_account(conn, number), may_export=allow)
 
-    changed = on_database(_settings(data), work)
+    changed = run(settings_of(data), work)
     if json_output:
         console.print_json({"account": number, "may_export": allow, "changed": changed})
     else:
-        console.out.print(f"account {number}: export is {'permitted' if allow else 'forbidden'}", markup=False)
+        line(f"account {number}: export is {'permitted' if allow else 'forbidden'}")
 
 
 def _rules_on(settings: Settings, day: date) -> ValidationRules:
@@ -113,33 +103,15 @@ def _shown(rules: RuleSet, reason: Reason) -> dict[str, object]:
 
 def _print_document(document: RuleDocument, json_output: bool) -> None:
     rules = document.rules
-    models = [" ".join(filter(None, key)) for key in rules.models]
+    models = {" ".join(filter(None, key)): own for key, own in rules.models.items()}
     if json_output:
-        console.print_json({"id": rules.id, "from_day": str(document.effective_from), "models": models})
-    else:
-        console.out.print(f"{rules.id}, from {document.effective_from}: {document.title}", markup=False)
-        console.out.print(f"models with rules of their own: {', '.join(models) or 'none'}", markup=False)
+        console.print_json({"id": rules.id, "from_day": str(document.effective_from), "models": list(models)})
+        return
+    line(f"{rules.id}, from {document.effective_from}: {document.title}")
+    for whose, own in {"all other meters" if models else "all meters": rules.default, **models}.items():
+        changed = [_change(own, reason) for reason in RULES if _shown(own, reason) != _shown(_BUILTIN, reason)]
+        line(f"{whose}: {'; '.join(changed) or 'severities and actions as built in'}")
 
 
-def _read(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValidationCommandRefused(f"{file.name} line {line}: expected UTF-8 text, got other bytes") from None
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ValidationCommandRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None
+def _change(rules: RuleSet, reason: Reason) -> str:
+    return f"{reason} {rules.severities[reason]}, {rules.actions[reason]}"

@@ -8,21 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from prepaid import console
-from prepaid.settings import load_settings
+from prepaid.arguments import DataDir, Json, settings_of
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
     from db.workers import Worker
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
 def workers_command(data: DataDir = None, json_output: Json = False) -> None:
@@ -30,10 +24,7 @@ def workers_command(data: DataDir = None, json_output: Json = False) -> None:
     from db.workers import list_workers, live_s, unowned_shards
     from prepaid.administration import on_database
 
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
+    settings = settings_of(data)
 
     async def work(conn: AsyncConnection) -> tuple[list[Worker], list[int]]:
         return await list_workers(conn), await unowned_shards(conn, "ingest")

@@ -9,7 +9,7 @@ with free as materialized (
     select shard %% %(lanes)s as lane from free group by 1 having count(*) = %(shards_a_lane)s
     order by 1 limit %(lanes_most)s
 )
-update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1, backend_pid = pg_backend_pid(),
+update shard_leases l set owner = %(owner)s, epoch = l.epoch + 1,
     expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 from free
 where l.role = free.role and l.shard = free.shard and free.shard %% %(lanes)s in (select lane from whole)
@@ -19,8 +19,7 @@ returning l.shard, l.epoch, l.feed_from::text::bigint
 select end_expired_backends(%(role)s)
 
 -- fence: renew leases; fewer rows than shards means that another owner has one
-update shard_leases set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second',
-    backend_pid = pg_backend_pid()
+update shard_leases set expires_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[shard + 1]
 
 -- hold_leases: lock the leases of a batch, of which an owner may have two at a time; fewer rows than shards means that
@@ -30,7 +29,7 @@ where role = %(role)s and owner = %(owner)s and epoch = (%(epochs)s::bigint[])[s
 order by shard for share
 
 -- release_leases: give shards back at a clean stop
-update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null
+update shard_leases set owner = null, expires_at = '-infinity'
 where role = %(role)s and owner = %(owner)s
 
 -- begin_batch: the first word of a batch's transaction

@@ -30,5 +30,5 @@ select shard::integer from shard_leases
 where role = %(role)s and (owner is null or expires_at <= clock_timestamp()) order by shard
 
 -- give_back: some shards are for others to take; what was taken from us meanwhile stays theirs
-update shard_leases set owner = null, expires_at = '-infinity', backend_pid = null
+update shard_leases set owner = null, expires_at = '-infinity'
 where role = %(role)s and owner = %(owner)s and shard = any(%(shards)s)

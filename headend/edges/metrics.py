@@ -41,8 +41,23 @@ class IngestMetrics:
             buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
             registry=self.registry,
         )
+        self._stream_lost = Counter(
+            "prepaid_ingest_stream_lost",
+            "Times that the broker had lost the stream or a consumer, which this process made again",
+            registry=self.registry,
+        )
+        self._stream_dropped = Counter(
+            "prepaid_ingest_stream_dropped_at_most",
+            "Messages that the broker may have acknowledged and dropped meanwhile",
+            registry=self.registry,
+        )
         for outcome in OUTCOMES:
             self._readings.labels(outcome)
+
+    def stream_made_again(self, dropped_at_most: int) -> None:
+        """Count a loss of the stream, and what went with it."""
+        self._stream_lost.inc()
+        self._stream_dropped.inc(dropped_at_most)
 
     def noted(self, rules: Iterable[str]) -> None:
         """Count what validation rules have noted of readings that are stored."""

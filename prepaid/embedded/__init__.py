@@ -4,7 +4,9 @@ Enters `Settings`; leaves the addresses the processes of this start use. A part 
 started. A second command on a data folder that a running one already serves joins its parts instead.
 """
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,12 +14,22 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from prepaid.embedded.nats import EmbeddedNats
+from headend.edges.stream import prepare_stream
+from prepaid.embedded.nats import EmbeddedNats, Prepare
 from prepaid.embedded.postgres import EmbeddedPostgres
 from prepaid.embedded.process import EmbeddedError, FolderInUse
 from prepaid.settings import Settings
 
-__all__ = ["EmbeddedError", "EmbeddedNats", "EmbeddedPostgres", "FolderInUse", "Parts", "embedded_parts"]
+__all__ = [
+    "EmbeddedError",
+    "EmbeddedNats",
+    "EmbeddedPostgres",
+    "FolderInUse",
+    "Parts",
+    "embedded_parts",
+    "mqtt_address",
+    "preparing_stream",
+]
 
 _log = structlog.get_logger(__name__)
 _MQTT_PORT: Final = 1883  # Source: IANA service names, mqtt.
@@ -39,7 +51,7 @@ class Parts:
     def revive(self) -> None:
         """Start again what died of the parts that we run ourselves.
 
-        Raises: EmbeddedError when one does not come back.
+        Raises: EmbeddedError, StreamError when one does not come back.
         """
         for server in self._servers:
             server.revive()
@@ -50,7 +62,7 @@ def embedded_parts(settings: Settings) -> Iterator[Parts]:
     """Run the parts that the settings name no address for, and stop them at the end.
 
     Needs no event loop; start it in the main thread, so that the children end with a killed parent.
-    Raises: EmbeddedError.
+    Raises: EmbeddedError; StreamError when the broker's store cannot be prepared.
     """
     with ExitStack() as stack:
         servers: list[EmbeddedPostgres | EmbeddedNats] = []
@@ -66,7 +78,7 @@ def embedded_parts(settings: Settings) -> Iterator[Parts]:
             nats_url, mqtt_host, mqtt_port = broker.nats_url, broker.mqtt_host, broker.mqtt_port
         else:
             nats_url = settings.nats_url
-            mqtt_host, mqtt_port = _mqtt_address(settings.mqtt_url, nats_url=nats_url)
+            mqtt_host, mqtt_port = mqtt_address(settings.mqtt_url, nats_url=nats_url)
         yield Parts(
             database_url=database_url,
             nats_url=nats_url,
@@ -76,28 +88,41 @@ def embedded_parts(settings: Settings) -> Iterator[Parts]:
         )
 
 
+def preparing_stream(ack_wait_s: float) -> Prepare:
+    """Return what makes the stream and its consumers in a broker that no meter can reach yet."""
+
+    def prepare(nats_url: str, mqtt_host: str, mqtt_port: int) -> None:
+        # In a thread: a broker is brought back from inside event loops, too.
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            work = prepare_stream(nats_url, mqtt_host, mqtt_port, ack_wait_s=ack_wait_s)
+            worker.submit(asyncio.run, work).result()
+
+    return prepare
+
+
+def mqtt_address(mqtt_url: str | None, *, nats_url: str) -> tuple[str, int]:
+    """Return host and port of the broker's MQTT listener; not named, it is that of the first NATS server."""
+    if mqtt_url is None:
+        return urlsplit(nats_url.split(",")[0]).hostname or "127.0.0.1", _MQTT_PORT
+    parts = urlsplit(mqtt_url)
+    return parts.hostname or "127.0.0.1", parts.port or _MQTT_PORT
+
+
 def _postgres(settings: Settings, stack: ExitStack) -> EmbeddedPostgres:
     server = EmbeddedPostgres(settings.data_dir / "pg")
     try:
         stack.enter_context(server)
     except FolderInUse:
-        _log.info("embedded_postgres_joined", folder=str(settings.data_dir))
+        _log.debug("embedded_postgres_joined", folder=str(settings.data_dir))
         server.await_running()
     return server
 
 
 def _nats(settings: Settings, stack: ExitStack) -> EmbeddedNats:
-    server = EmbeddedNats(settings.data_dir / "nats")
+    server = EmbeddedNats(settings.data_dir / "nats", prepare=preparing_stream(settings.ack_wait_s))
     try:
         stack.enter_context(server)
     except FolderInUse:
-        _log.info("embedded_nats_joined", folder=str(settings.data_dir))
+        _log.debug("embedded_nats_joined", folder=str(settings.data_dir))
         server.await_running()
     return server
-
-
-def _mqtt_address(mqtt_url: str | None, *, nats_url: str) -> tuple[str, int]:
-    if mqtt_url is None:
-        return urlsplit(nats_url.split(",")[0]).hostname or "127.0.0.1", _MQTT_PORT
-    parts = urlsplit(mqtt_url)
-    return parts.hostname or "127.0.0.1", parts.port or _MQTT_PORT

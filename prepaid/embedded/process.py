@@ -246,6 +246,14 @@ def stable_ports(path: Path, names: Sequence[str]) -> dict[str, int]:
     return ports
 
 
+def free_ports(names: Sequence[str], *, taken: set[int]) -> dict[str, int]:
+    """Give each name a free loopback port, for once."""
+    ports: dict[str, int] = {}
+    for name in names:
+        ports[name] = _free_port(taken=taken | set(ports.values()))
+    return ports
+
+
 def read_ports(path: Path) -> dict[str, int]:
     """Return the ports of the last start, empty if there are none."""
     try:

@@ -13,21 +13,26 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from db.audit import run_checks
 from headend.edges.stream import prepare_stream, stream_backlog
 from meter_sim.edges.bulk import BulkPublisher, encode_connect
-from prepaid.embedded import EmbeddedNats, EmbeddedPostgres
+from prepaid.embedded import EmbeddedNats, EmbeddedPostgres, preparing_stream
 from prepaid.embedded.process import is_running
 from prepaid.system import System
 from protocols.topics import lane_of, shard_of
 from tests.faults.harness import DRAIN_S, Trial, at_work, flowing, kill, make_town, prove, settle_in
 from tests.faults.proxy import Proxy
+from tests.integration.village import HALF_MS, OPENED_MS, open_village
 from tests.support import (
     ACK_WAIT_S,
+    CALENDAR,
     MINUTE_MS,
     Site,
+    block,
     child_processes,
     ingest_waits,
     open_site,
+    running_dispatch,
     running_ingest,
     table_held,
 )
@@ -78,6 +83,41 @@ def test_broker_that_loses_its_store_costs_nothing_that_meters_still_hold(
                     assert (await site.totals()).duplicate >= len(town.messages) - third
 
     asyncio.run(story())
+
+
+def test_readings_that_only_the_lost_store_had_are_read_again_from_the_meter(database_url: str, tmp_path: Path) -> None:
+    """F11: the meter holds them for stored; they are a gap, asked for and filled, and the bill is as ever."""
+    folder = tmp_path / "nats"
+
+    async def story(nats: EmbeddedNats) -> None:
+        async with open_village(database_url, nats) as village:
+            site = village.site
+            async with running_ingest(site):
+                await village.measure(1, 6)
+                await village.send()
+            # The head-end is away: the broker alone has these.
+            await village.report(7, 30)
+            assert await stream_backlog(nats.nats_url) > 0
+            assert nats.pid is not None
+            kill(nats.pid)
+            shutil.rmtree(folder / "store")
+            nats.revive()
+            assert await stream_backlog(nats.nats_url) == 0, "they are gone, and the stream is prepared"
+            await village.report(31, 34)
+            async with running_ingest(site), running_dispatch(site):
+                await village.until_gaps(("open", 24))
+                await village.hurry()
+                await village.until_gaps(("filled", 0))
+                profile = [stored.register_wh for stored in village.meter._profile]
+                await site.send(block("M2", OPENED_MS + HALF_MS, profile, step_ms=HALF_MS))
+            assert await site.one("select count(*) from readings") == 68
+            bills = await village.bills()
+            assert bills["M1"] == bills["M2"]
+            report = await run_checks(site.conn, CALENDAR)
+            assert report.clean, "\n".join(report.lines())
+
+    with EmbeddedNats(folder, prepare=preparing_stream(ACK_WAIT_S)) as nats:
+        asyncio.run(story(nats))
 
 
 # F22: one meter floods, many connect ---------------------------------------------------------------------------------

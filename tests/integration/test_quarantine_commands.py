@@ -79,12 +79,16 @@ def test_refused_arguments_of_the_desk_change_nothing(office: Office) -> None:
         (("release", *WHO), "expected either numbers or some of"),
         (("release", "1", "--as", "swap", *WHO), "another meter's register"),
         (("list", "--reason", "spike"), "expected one of malformed"),
-        (("list", "--since", "yesterday"), "expected a time or day"),
+        (("list", "--since", "yesterday"), "expected YYYY-MM-DD or an instant"),
         (("reject", "1", "--by", " ", "--why", "x"), "by: expected 1 to 64"),
     ):
         assert told in " ".join(office.run("quarantine", *arguments, status=2).stderr.split())
     assert office.ask("quarantine", "reject", "1", *WHO) == {"state": "rejected", "ids": [1]}
-    assert office.run("quarantine", "list").stdout.count("jump") == 1
+    *rows, head, conflict, held, rejected = office.run("quarantine", "list").stdout.splitlines()
+    assert [each.split()[2] for each in rows] == ["conflict", "jump"]
+    assert head.split() == ["state", "rule", "rows", "times"]
+    assert [conflict.split(), held.split()] == [["held", "conflict", "1", "1"], ["held", "jump", "1", "1"]]
+    assert rejected.split() == ["rejected", "jump", "1", "1"]
     assert "b'{\"v\":1}'" in office.run("quarantine", "show", "1").stdout
     assert office.ask("quarantine", "flags") == {"flags": []}
 

@@ -325,13 +325,13 @@ def test_exempt_list_keeps_who_and_why_and_tells_the_shards_owner(database_url: 
 
 
 def test_migration_of_a_database_with_rows_knows_since_when_accounts_are_exhausted(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The alarm of the present arm dates an exhaustion; everybody else has none, and nobody is exempt."""
     before = [migration for migration in migrations() if migration.name < "0006"]
 
     async def story() -> None:
-        async with await connect(database_url, application="owner") as conn:
+        async with await connect(empty_database_url, application="owner") as conn:
             with monkeypatch.context() as patched:
                 patched.setattr(db.migrate, "migrations", lambda: before)
                 assert len(await migrate(conn)) == 5

@@ -67,21 +67,36 @@ def test_document_changes_all_meters_a_make_and_a_model() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "line 1: effective_from: expected a date"),
-        (HEAD.replace("2026-01-01", "2026-01-01T00:00:00Z"), "line 3: effective_from"),
+        ("", "validation rules document, line 1: id: expected a-z"),
+        (
+            HEAD.replace("2026-01-01", "2026-01-01T00:00:00Z"),
+            "validation rules x, line 3, the document: effective_from: expected a date",
+        ),
         (HEAD.replace('"x"', '"X y"'), "line 1: id: expected a-z"),
-        (HEAD + "[rule.spike]\n", "line 4: spike: expected only malformed"),
+        (HEAD + "[rule.spike]\n", "line 4, [rule]: expected only before_installation, "),
         (
             HEAD + '[rule.jump]\naction = "accept"\n',
-            "line 5: action: expected one of quarantine, reject, accept_and_flag",
+            "line 5, [rule.jump]: action: expected one of quarantine, reject, accept_and_flag",
         ),
-        (HEAD + '[rule.jump]\nseverity = "grave"\n', "line 5: severity: expected one of info, warning, alarm"),
-        (HEAD + "[rule.gap]\nlonger_than_s = 59\n", "line 5: longer_than_s: expected a whole number from 60"),
-        (HEAD + "[rule.gap]\nlonger_than_s = true\n", "line 5: longer_than_s: expected a whole number"),
-        (HEAD + "[rule.jump]\nlonger_than_s = 60\n", "line 5: longer_than_s: expected only severity, action"),
-        (HEAD + "[[model]]\n", "line 4: make: expected one line of text"),
-        (HEAD + '[[model]]\nmake = "A"\n[[model]]\nmake = "a"\n', "line 6: expected each make and model once"),
-        (HEAD + "rule = 1\n", "line 4: rule: expected a table"),
+        (
+            HEAD + '[rule.jump]\nseverity = "grave"\n',
+            "line 5, [rule.jump]: severity: expected one of info, warning, alarm",
+        ),
+        (
+            HEAD + "[rule.gap]\nlonger_than_s = 59\n",
+            "line 5, [rule.gap]: longer_than_s: expected a whole number from 60",
+        ),
+        (HEAD + "[rule.gap]\nlonger_than_s = true\n", "line 5, [rule.gap]: longer_than_s: expected a whole number"),
+        (
+            HEAD + "[rule.jump]\nlonger_than_s = 60\n",
+            "line 5, [rule.jump]: expected only action, severity, got longer_than_s",
+        ),
+        (HEAD + "[[model]]\n", "line 4, [[model]] 1: make: expected one line of text"),
+        (
+            HEAD + '[[model]]\nmake = "A"\n[[model]]\nmake = "a"\n',
+            "line 6, [[model]] 2: expected each make and model once",
+        ),
+        (HEAD + "rule = 1\n", "line 4, the document: rule: expected a table"),
         (HEAD + "x =", "expected TOML"),
         ("a = " + "[" * 20_000, "expected TOML"),
         ("#" * 1_000_001, "at most 1000000 characters"),

@@ -11,11 +11,11 @@ import pytest
 from billing.supply_policy import ANY_TIME
 from billing.supply_rule_document import (
     BUILTIN_SUPPLY_RULES,
-    DOCUMENT_CHARACTERS_MAX,
     SupplyRulesError,
     builtin_supply_documents,
     parse_supply_rules,
 )
+from billing.toml_table import DOCUMENT_CHARACTERS_MAX
 
 WHOLE = """\
 id = "my-utility"
@@ -116,7 +116,7 @@ def test_document_with_windows_line_ends_reads_the_same() -> None:
     ("old", "new", "place", "rule"),
     [
         ('default = "day"', 'default = "night"', 'default = "day"', "the document: default: expected one of"),
-        ('default = "day"\n', "", "", "default: expected one of the schemes day, office, never, got nothing"),
+        ('default = "day"\n', "", "", "default: expected one of the schemes day, office, never, got none"),
         ("effective_from = 2026-12-01", "effective_from = 2026", "effective_from", "expected a date such as"),
         ("effective_from = 2026-12-01", "effective_from = 9999-12-31", "effective_from", "a year from 2000 to 2199"),
         ('title = "Supply rules"', 'title = ""', "title", "title: expected one line of text"),
@@ -147,7 +147,7 @@ def test_document_with_windows_line_ends_reads_the_same() -> None:
         ("not_on_saturdays = [2, 4]", "not_on_saturdays = [true]", "not_on_saturdays", "each once, got true"),
         ("not_on_saturdays = [2, 4]", "not_on_saturdays = 2", "not_on_saturdays", "expected a list of Saturdays"),
         ('each_year = "01-26"', 'each_year = "02-30"', "each_year", "[[holiday]] 1: each_year: expected a month"),
-        ('each_year = "01-26"', "each_year = 2026-01-26", "each_year", "expected a month and day such as 12-25"),
+        ('each_year = "01-26"', "each_year = 2026-01-26", "each_year", "expected a month and day such as 04-01"),
         ("day = 2027-10-29", 'each_year = "01-26"', DIWALI, "expected each holiday once, got Diwali"),
         ("day = 2027-10-29", "day = 2028-01-26", DIWALI, "Diwali on the day of Republic Day"),
         ("day = 2027-10-29", "day = 2033-01-01", "day = 2027", "[[holiday]] 2: day: expected 2031-12-05 or before"),
@@ -199,7 +199,7 @@ def test_not_on_holidays_without_a_calendar_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "supply rules document, line 1: id: expected a-z, 0-9, dots and dashes, at most 64, got nothing"),
+        ("", "supply rules document, line 1: id: expected a-z, 0-9, dots and dashes, at most 64, got none"),
         ('title = 1\nid = "My Utility"', "supply rules document, line 2: id: expected a-z"),
         ("id = ", "supply rules document: expected TOML"),
         ("x = " + "9" * 5000, "supply rules document: expected TOML"),
@@ -210,7 +210,7 @@ def test_not_on_holidays_without_a_calendar_is_refused() -> None:
         ('id = "x"\neffective_from = 2026-01-01\nholiday = [1]', "line 3, the document: holiday: expected [[holiday]]"),
         (
             'id = "x"\neffective_from = 2026-01-01\ntitle = "t"\nsource = "s"',
-            "line 1, the document: default: expected one of the schemes , got nothing",
+            "line 1, the document: default: expected one of the schemes , got none",
         ),
     ],
 )

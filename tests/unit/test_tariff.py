@@ -25,7 +25,8 @@ from billing.tariff import (
     Subsidy,
     TariffError,
 )
-from billing.tariff_document import DOCUMENT_CHARACTERS_MAX, builtin_documents, builtin_tariff, parse_tariff
+from billing.tariff_document import builtin_documents, builtin_tariff, parse_tariff
+from billing.toml_table import DOCUMENT_CHARACTERS_MAX
 
 SHIPPED = "punjab-ds-2026-27"
 SMALLEST = """
@@ -341,7 +342,7 @@ REFUSED = {
     "unknown table": ("[meter_rent]", "[meter_rents]", 31, "expected only"),
     "unknown field of a slab": ("to_kwh = 300", "to_kwh = 300, per_day = 1", 27, "expected only rate_milli"),
     "unknown field of hours": ('days = "working"', 'day = "working"', 114, "expected only days, from"),
-    "subsidy twice": ("[subsidy]", "[[subsidy]]", 71, "subsidy: expected one [subsidy] table"),
+    "subsidy twice": ("[subsidy]", "[[subsidy]]", 71, "subsidy: expected a table"),
     "shares one table": ('[[share]]\nname = "rebate"', '[share]\nname = "rebate"', 49, "expected TOML"),
     # Bands and slabs: gaps and overlaps.
     "band open first": ("to_load_w = 2_000\n", "", 12, "only the last may be open, got none"),
@@ -522,7 +523,7 @@ def test_season_named_by_hours_without_seasons_is_refused() -> None:
             "line 5, [[band]] 1: energy: expected [[energy]]",
         ),
         (SMALLEST + "slabs = 5", "[[band]] 1: expected only"),
-        ("slabs = 5" + SMALLEST, "line 1, the document: slabs: expected one [slabs] table, got 5"),
+        ("slabs = 5" + SMALLEST, "line 1, the document: slabs: expected a table, got 5"),
         (SMALLEST + "[zones]\n", "line 6, [zones]: expected one or more [[zones.zone]] tables"),
         (
             SMALLEST + '[[zones.zone]]\nname = "a"\n',

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +24,12 @@ from billing.notices.addresses import read_email
 from billing.notices.kinds import NoticeError
 from billing.notices.planning import parse_quiet_hours
 from billing.notices.signing import SECRET_LENGTH_MIN
+from vending.sts_module_settings import (
+    BadModuleSetting,
+    ModuleSetup,
+    parse_module_address,
+    parse_register_map,
+)
 
 ENV_PREFIX: Final = "PREPAID_"
 CONFIG_VARIABLE: Final = "PREPAID_CONFIG"
@@ -139,7 +145,44 @@ class Settings(BaseSettings):
     master_key_file: Path | None = Field(
         default=None, description="file of the key that seals vending keys; unset: made under data_dir"
     )
+    master_key: str | None = Field(
+        default=None, repr=False, description="that key itself, 64 hexadecimal digits; a file is safer"
+    )
+    ea07_tables: Path | None = Field(
+        default=None, description="JSON file of the EA07 cipher tables; unset: no tokens for EA07 meters"
+    )
+    ea07_sample_tables: bool = Field(
+        default=False, description="make EA07 tokens with the IEC sample tables: for tests, NOT FOR FIELD METERS"
+    )
+    allow_dkga03: bool = Field(
+        default=False, description="take 16-byte vending keys and derive by DKGA03, which is withdrawn and unconfirmed"
+    )
+    mint_tokens_per_day_max: int | None = Field(
+        default=None, ge=1, description="tokens that a security module makes on a local day; unset: no limit"
+    )
+    mint_minor_per_day_max: int | None = Field(
+        default=None, ge=1, description="currency credit that it makes on a local day, minor units; unset: no limit"
+    )
+    mint_units_per_day_max: int | None = Field(
+        default=None, ge=1, description="unit credit that it makes on a local day, kWh or m3; unset: no limit"
+    )
+    sts_module: str | None = Field(
+        default=None,
+        description="hardware security module, tcp://host:port or serial:///dev/ttyS0?baud=9600; unset: the soft one",
+    )
+    sts_module_registers: str | None = Field(
+        default=None, description="what its registers hold, register=SGC/KRN/base year/KEN: 1=201457/1/2014/255, 2=..."
+    )
     log_level: LogLevel = Field(default="info", description="least severe event that is logged")
+
+    @property
+    def module_setup(self) -> ModuleSetup | None:
+        """The hardware security module with its registers; None where the soft one mints."""
+        if self.sts_module is None or self.sts_module_registers is None:
+            return None
+        return ModuleSetup(
+            address=parse_module_address(self.sts_module), registers=parse_register_map(self.sts_module_registers)
+        )
 
     @property
     def zone(self) -> ZoneInfo:
@@ -193,6 +236,17 @@ class Settings(BaseSettings):
         except NoticeError as error:
             raise ValueError(str(error)) from None
 
+    @field_validator("sts_module", "sts_module_registers")
+    @classmethod
+    def _module_text(cls, text: str | None, info: ValidationInfo) -> str | None:
+        parse = parse_module_address if info.field_name == "sts_module" else parse_register_map
+        try:
+            if text is not None:
+                parse(text)
+        except BadModuleSetting as error:
+            raise ValueError(str(error)) from None
+        return text
+
     @field_validator("sms_secret")
     @classmethod
     def _long_secret(cls, text: str | None) -> str | None:
@@ -210,6 +264,18 @@ class Settings(BaseSettings):
             raise ValueError("smtp_security: expected starttls or tls, since a password goes over the line")
         if self.sms_url is not None and self.sms_secret is None:
             raise ValueError("sms_url: expected sms_secret beside it, which signs the requests")
+        return self
+
+    @model_validator(mode="after")
+    def _module_is_whole(self) -> Self:
+        if (self.sts_module is None) != (self.sts_module_registers is None):
+            raise ValueError("sts_module: expected sts_module_registers beside it, and neither without the other")
+        return self
+
+    @model_validator(mode="after")
+    def _one_master_key(self) -> Self:
+        if self.master_key is not None and self.master_key_file is not None:
+            raise ValueError("master_key: expected it or master_key_file, got both")
         return self
 
     @model_validator(mode="after")

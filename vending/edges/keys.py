@@ -16,15 +16,18 @@ from typing import ClassVar
 
 from psycopg import AsyncConnection
 
-from db.vends import add_api_key, add_sealed_key, end_api_key, read_sealed_keys
-from vending.security import (
+from db.keys import add_sealed_key, read_sealed_keys
+from db.vends import add_api_key, end_api_key
+from vending.key_custody import (
     SealedVendingKey,
-    SoftSecurityModule,
-    VendingKeyConflict,
-    key_check_value,
+    dkga_of_key,
     open_vending_key,
     seal_vending_key,
+    vending_key_check_value,
 )
+from vending.security import VendingKeyConflict
+from vending.soft_module import ChangedKeys, SoftSecurityModule
+from vending.sts.sta import StaTables
 from vending.vends import VendingError
 
 # 32 random bytes cannot be guessed, so one round of SHA-256 keeps them as well as any slow hash.
@@ -61,25 +64,60 @@ class NewApiKey:
         return f"{self.key_id}.{self.secret}"
 
 
-async def load_security_module(conn: AsyncConnection, master: bytes) -> SoftSecurityModule:
+async def load_security_module(
+    conn: AsyncConnection,
+    master: bytes,
+    *,
+    sta_tables: StaTables | None = None,
+    allow_triple_des: bool = False,
+    changed_keys: ChangedKeys | None = None,
+) -> SoftSecurityModule:
     """Load every vending key into a soft security module.
 
     Raises: SealBroken when the master key is not the one they were sealed under; InvalidKey for its length.
     """
-    rows = await read_sealed_keys(conn)
-    sealed = [SealedVendingKey(sgc=sgc, krn=krn, sealed=each) for sgc, krn, each in rows]
-    return SoftSecurityModule(master, sealed, rnd_nibble=lambda: secrets.randbelow(_RND_VALUES))
+    return SoftSecurityModule(
+        master,
+        await read_vending_keys(conn),
+        rnd_nibble=lambda: secrets.randbelow(_RND_VALUES),
+        sta_tables=sta_tables,
+        allow_triple_des=allow_triple_des,
+        changed_keys=changed_keys,
+    )
+
+
+async def read_vending_keys(conn: AsyncConnection) -> list[SealedVendingKey]:
+    """Read every vending key, sealed."""
+    return [SealedVendingKey(sgc=sgc, krn=krn, sealed=sealed) for sgc, krn, sealed in await read_sealed_keys(conn)]
+
+
+async def require_master(conn: AsyncConnection, master: bytes) -> None:
+    """Refuse to seal anything under another master key than the installation's: keys under two would stop it for good.
+
+    Raises: SealBroken when a vending key does not open.
+    """
+    for each in await read_vending_keys(conn):
+        open_vending_key(master, each.sgc, each.krn, each.sealed)
 
 
 async def add_vending_key(conn: AsyncConnection, master: bytes, *, sgc: str, krn: int, key: bytes) -> str:
-    """Seal and store a vending key; return its check value. The same key again changes nothing.
+    """Seal and store a whole vending key; return its check value. The same key again changes nothing.
 
-    Raises: VendingKeyConflict when another key is stored for the SGC and KRN; InvalidKey, InvalidIdentity.
+    For keys that no person has seen, and for tests: people bring a key in two components (see key_loads).
+    Raises: VendingKeyConflict when another key is stored for the SGC and KRN; SealBroken for another master key than
+        that of the stored ones; InvalidKey, InvalidIdentity.
     """
-    check_value = key_check_value(key)
-    sealed = seal_vending_key(master, sgc, krn, key)
-    stored = await add_sealed_key(conn, sgc=sgc, krn=krn, sealed=sealed, check_value=check_value)
-    if open_vending_key(master, sgc, krn, stored) != key:
+    await require_master(conn, master)
+    check_value = vending_key_check_value(key)
+    stored = await add_sealed_key(
+        conn,
+        sgc=sgc,
+        krn=krn,
+        dkga=int(dkga_of_key(sgc, krn, key)),
+        sealed=seal_vending_key(master, sgc, krn, key),
+        check_value=check_value,
+    )
+    if stored is not None and open_vending_key(master, sgc, krn, stored) != key:
         raise VendingKeyConflict(f"vending key: expected none or the same for SGC {sgc} KRN {krn}, got another")
     return check_value
 

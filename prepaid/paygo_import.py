@@ -28,6 +28,7 @@ from prepaid.csv_lines import Errors, FieldError, Fields, ImportRefused, name_fi
 from prepaid.keys import master_key
 from prepaid.record_formats import plain_header
 from prepaid.settings import Settings
+from vending.edges.keys import require_master
 from vending.key_custody import open_device_key, seal_device_key
 from vending.openpaygo.devices import FIRST_COUNT, STARTING_CODE_MAX, TIME_DIVIDER_MAX
 from vending.openpaygo.tokens import COUNT_MAX
@@ -66,7 +67,7 @@ class _ListedDevice:
 def run_import_device_keys(settings: Settings, file: Path, *, by: str, replace: bool) -> ImportedKeys:
     """Import a maker's device list.
 
-    Raises: ImportRefused.
+    Raises: ImportRefused; SealBroken for another master key than the installation's.
     """
     # First of all, as from then on this process leaves no core dump in which the list could be read.
     master = master_key(settings)
@@ -75,6 +76,7 @@ def run_import_device_keys(settings: Settings, file: Path, *, by: str, replace: 
     errors.refuse_any()
 
     async def work(conn: AsyncConnection) -> ImportedKeys:
+        await require_master(conn, master)
         async with conn.transaction():
             return await _write(conn, master, devices, errors, by=by, reason=f"import {file.name}", replace=replace)
 

@@ -8,6 +8,7 @@ of this form: a property test proves that both make the same of any batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -29,36 +30,49 @@ from headend.pipeline import (
     take_reply,
     take_status,
 )
+from headend.state import MeterState
 from protocols.columns import ABSENT, CHANNELS, ReadingColumns
-from protocols.native import MeterEvent, Readings, TokenEntered
+from protocols.native import CouponEntered, MeterEvent, Readings, TokenEntered
 from protocols.rows import ReadingRow
+
+# A message of readings: as it came, decoded, its meter but for the mark, and the meter's place in the table.
+_Reading = tuple[Received, Readings, MeterState, int]
 
 
 def plan_batch(messages: Iterable[Received], table: ChargeTable, calendar: LocalCalendar) -> Plan:
     """Turn a batch into what its transaction writes."""
     made = Plan()
-    reading: list[tuple[Received, Readings]] = []
+    reading: list[_Reading] = []
+    came: Counter[int | None] = Counter()
     for message in messages:
-        made.count(message.shard, "messages")
+        came[message.shard] += 1
         uplink = message.uplink
-        if uplink is not None and uplink.seq is not None and uplink.serial in table.place_of:
-            take_number(made, table.kept(uplink.serial).meter_id, uplink, message)
         if uplink is None:
             assert message.fault is not None, "a message that did not decode has a fault"
             made.count(message.shard, "received")
             made.hold(message, message.fault)
-        elif uplink.serial not in table.place_of:
+            continue
+        place = table.place_of.get(uplink.serial)
+        if place is None:
             hold_unknown(made, message, uplink, table.uninstalled)
-        elif isinstance(uplink, Readings):
-            note_message(made, table.kept(uplink.serial), uplink, message)
-            take_events(made, table.kept(uplink.serial), uplink, message)
-            reading.append((message, uplink))
+            continue
+        meter = table.at(place)
+        if uplink.seq is not None:
+            take_number(made, meter.meter_id, uplink, message)
+        if isinstance(uplink, Readings):
+            note_message(made, meter, uplink, message)
+            take_events(made, meter, uplink, message)
+            reading.append((message, uplink, meter, place))
         elif isinstance(uplink, MeterEvent):
-            made.events.append((table.kept(uplink.serial).meter_id, uplink.at_ms, uplink.code))
+            made.events.append((meter.meter_id, uplink.at_ms, uplink.code))
         elif isinstance(uplink, TokenEntered):
-            made.entries.append((table.kept(uplink.serial).meter_id, uplink))
+            made.entries.append((meter.meter_id, uplink))
+        elif isinstance(uplink, CouponEntered):
+            made.coupons.append((meter.meter_id, uplink))
         else:
             take_reply(made, table[uplink.serial], uplink, message)
+    for shard, number in came.items():
+        made.count(shard, "messages", number)
     if reading:
         _plan_readings(made, reading, table, calendar)
         _take_statuses(made, reading, table)
@@ -87,14 +101,12 @@ def take_columns(
     return found.left
 
 
-def _plan_readings(
-    made: Plan, reading: Sequence[tuple[Received, Readings]], table: ChargeTable, calendar: LocalCalendar
-) -> None:
-    uplinks = [uplink for _, uplink in reading]
+def _plan_readings(made: Plan, reading: Sequence[_Reading], table: ChargeTable, calendar: LocalCalendar) -> None:
+    messages, uplinks, meters, places_of = zip(*reading, strict=True)
     counts = np.array([len(uplink.read_at_ms) for uplink in uplinks], dtype=np.int64)
-    places = np.repeat(np.array([table.place_of[uplink.serial] for uplink in uplinks], dtype=np.intp), counts)
-    stored_at_ms = np.repeat(np.array([message.stored_at_ms for message, _ in reading], dtype=np.int64), counts)
-    meter_ids = np.array([table.kept(uplink.serial).meter_id for uplink in uplinks], dtype=np.int64)
+    places = np.repeat(np.array(places_of, dtype=np.intp), counts)
+    stored_at_ms = np.repeat(np.array([message.stored_at_ms for message in messages], dtype=np.int64), counts)
+    meter_ids = np.array([meter.meter_id for meter in meters], dtype=np.int64)
     columns = _columns(uplinks, np.repeat(meter_ids, counts))
     left = take_columns(made, table, columns, places, stored_at_ms, calendar)
     if len(left):
@@ -103,7 +115,7 @@ def _plan_readings(
 
 def _plan_left(
     made: Plan,
-    reading: Sequence[tuple[Received, Readings]],
+    reading: Sequence[_Reading],
     first_of: Int64,
     left: Places,
     columns: ReadingColumns,
@@ -118,21 +130,20 @@ def _plan_left(
     channels = [[None if value == ABSENT else value for value in getattr(rows, name).tolist()] for name in CHANNELS]
     listed = zip(rows.meter_id.tolist(), rows.at_ms.tolist(), rows.import_wh.tolist(), *channels, strict=True)
     for number, item, (meter_id, at_ms, import_wh, *more) in zip(numbers.tolist(), items.tolist(), listed, strict=True):
-        message, uplink = reading[number]
+        message, uplink, _, _ = reading[number]
         row = ReadingRow(meter_id, from_ms(at_ms), import_wh, *more)
         arrived.setdefault(uplink.serial, []).append((at_ms, row, message, item))
     for serial, readings in sorted(arrived.items(), key=lambda entry: table.kept(entry[0]).meter_id):
         plan_meter(made, table[serial], readings, calendar)
 
 
-def _take_statuses(made: Plan, reading: Sequence[tuple[Received, Readings]], table: ChargeTable) -> None:
+def _take_statuses(made: Plan, reading: Sequence[_Reading], table: ChargeTable) -> None:
     """Take what each meter's last message says of its relay, where that is news."""
-    latest = {uplink.serial: (message, uplink) for message, uplink in reading}
-    for serial, (message, uplink) in latest.items():
-        relay = uplink.relay
-        if relay is None or (serial not in made.states and table.kept(serial).relay is Supply(relay.value)):
+    latest = {place: (message, uplink, meter) for message, uplink, meter, place in reading}
+    for message, uplink, meter in latest.values():
+        if uplink.relay is None or (meter.serial not in made.states and meter.relay is Supply(uplink.relay.value)):
             continue
-        take_status(made, made.states.get(serial) or table[serial], uplink, message)
+        take_status(made, made.states.get(meter.serial) or table[meter.serial], uplink, message)
 
 
 def _columns(uplinks: Sequence[Readings], meter_id: Int64) -> ReadingColumns:

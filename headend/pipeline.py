@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import itemgetter
 
+import msgspec
+
 from billing.calendar import LocalCalendar, from_ms
 from billing.running import Point, follow
 from billing.supply import Supply
@@ -35,12 +37,19 @@ from headend.validate import (
     validate_time,
 )
 from protocols.errors import FrameError
-from protocols.native import CommandReply, MeterEvent, Readings, TokenEntered, Uplink, decode_uplink
+from protocols.native import (
+    CommandReply,
+    CouponEntered,
+    MeterEvent,
+    Readings,
+    TokenEntered,
+    Uplink,
+    decode_uplink,
+)
 from protocols.rows import ReadingRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
+class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message as it came, with its decoded form or the reason it has none.
 
     Invariants: `approved` is None for whatever comes from the broker; only the quarantine's rows make one.
@@ -118,6 +127,7 @@ class Plan:
     numbers: list[Numbered] = field(default_factory=list)
     replies: list[tuple[int, CommandReply]] = field(default_factory=list)
     entries: list[tuple[int, TokenEntered]] = field(default_factory=list)
+    coupons: list[tuple[int, CouponEntered]] = field(default_factory=list)
     states: dict[str, MeterState] = field(default_factory=dict)
     candidates: set[int] = field(default_factory=set)
     late_since_ms: dict[int, int] = field(default_factory=dict)
@@ -251,6 +261,9 @@ def plan(
             made.settle(message, Outcome.STORED)
         elif isinstance(uplink, TokenEntered):
             made.entries.append((meters[uplink.serial].meter_id, uplink))
+            made.settle(message, Outcome.STORED)
+        elif isinstance(uplink, CouponEntered):
+            made.coupons.append((meters[uplink.serial].meter_id, uplink))
             made.settle(message, Outcome.STORED)
         else:
             take_reply(made, meters[uplink.serial], uplink, message)
@@ -502,17 +515,20 @@ def _noted(before: MeterState, after: MeterState, row: ReadingRow) -> list[Readi
 
 def note_message(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
     """Note what a meter's rules find in a message as a whole."""
-    step_ms = None
+    clock_ms, step_ms = uplink.clock_ms, None
+    if clock_ms is None and meter.rules.step_ms is None:
+        return
     if meter.rules.step_ms is not None and len(uplink.read_at_ms) > 1:
         step_ms = min(later - earlier for earlier, later in pairwise(uplink.read_at_ms))
-    clock_ms, stored_at_ms = uplink.clock_ms, message.stored_at_ms
-    made.noted.extend(message_flags(meter, clock_ms=clock_ms, step_ms=step_ms, stored_at_ms=stored_at_ms))
+    made.noted.extend(message_flags(meter, clock_ms=clock_ms, step_ms=step_ms, stored_at_ms=message.stored_at_ms))
 
 
 def take_events(made: Plan, meter: MeterState, uplink: Readings, message: Received) -> None:
     """Take the events that came with readings, of every message."""
+    if not uplink.events:
+        return
     sent_ms = _sent_ms(uplink)
-    if uplink.events and validate_time(meter, sent_ms, message.stored_at_ms) is None:
+    if validate_time(meter, sent_ms, message.stored_at_ms) is None:
         made.events.extend((meter.meter_id, sent_ms, code) for code in uplink.events)
         made.flags.update((meter.meter_id, sent_ms, code) for code in uplink.events)
 

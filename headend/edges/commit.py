@@ -27,6 +27,7 @@ from db.batches import (
     save_relay,
 )
 from db.binary_copy import encode_readings
+from db.coupons import note_coupon_entries
 from db.crossings import (
     NOTHING_CLAIMED,
     Claimed,
@@ -195,7 +196,7 @@ async def write_batch(
 def _only_reads(made: Plan) -> bool:
     """Tell whether a batch, after its readings, touches nothing but accounts that it has locked: no other can be in its
     way."""
-    return not (made.relays or made.replies or made.events or made.entries)
+    return not (made.relays or made.replies or made.events or made.entries or made.coupons)
 
 
 async def settle_account(conn: AsyncConnection, account_id: int, *, rules: PostingRules) -> None:
@@ -275,8 +276,9 @@ async def _note_spans(conn: AsyncConnection, spans: Spans | None) -> None:
 
 
 async def _write_answers(conn: AsyncConnection, made: Plan) -> None:
-    """Write what meters say of their orders and of tokens."""
+    """Write what meters say of their orders, of tokens, and of coupons that were typed at them."""
     await note_entries(conn, made.entries)
+    await note_coupon_entries(conn, made.coupons)
     for meter_id, reply in made.replies:
         if reply.result is ReplyResult.DONE:
             await confirm_order(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+import msgspec
 import structlog
 from psycopg import AsyncConnection
 
@@ -82,4 +82,4 @@ def _received(row: ReleasedRow, now_ms: int) -> Received:
     stored_at_ms = now_ms if reason is Reason.FUTURE else to_ms(row.stored_at)
     item = None if row.read_at is None else row.item
     approved = Approved(quarantine_id=row.id, item=item, reason=reason, as_reset=row.as_reset)
-    return replace(receive(row.shard, row.topic, row.raw, stored_at_ms), approved=approved)
+    return msgspec.structs.replace(receive(row.shard, row.topic, row.raw, stored_at_ms), approved=approved)

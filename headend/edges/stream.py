@@ -511,6 +511,8 @@ def parse_reply(reply: str) -> Delivery:
 def place_of(subject: str) -> tuple[int | None, str]:
     """Give back the shard and the MQTT topic that a meter published, from the subject its message is stored under."""
     levels = subject.removeprefix(SUBJECT_PREFIX).split(".")
+    if len(levels) == DEPTH and levels[0] == "amr" and "/" not in subject:
+        return int(levels[2]), f"amr/{levels[3]}/{levels[4]}"
     shard = None
     if levels[-1] == PUSHED:
         levels.pop()

@@ -36,6 +36,8 @@ class JournalKind(StrEnum):
     SECURITY = "security"
     ABSENCE_DEPOSIT = "absence_deposit"
     WRITE_OFF = "write_off"
+    VENDOR_DEPOSIT = "vendor_deposit"
+    COUPON_SALE = "coupon_sale"
 
 
 USAGE_KINDS = frozenset({JournalKind.DAY, JournalKind.LATE_USAGE, JournalKind.OVERHAUL})
@@ -58,6 +60,10 @@ class Ledger(StrEnum):
     ABSENCE = "absence_deposits"
     INTEREST_EXPENSE = "interest_expense"
     BAD_DEBTS = "bad_debts"
+    BANK = "bank"
+    COUPONS = "coupons"
+    GATEWAY_CLEARING = "gateway_clearing"
+    FREE_ISSUES = "free_issues"
 
 
 LEDGER_TITLES = {
@@ -75,6 +81,10 @@ LEDGER_TITLES = {
     Ledger.ABSENCE: "Advance deposits for long absence (liability)",
     Ledger.INTEREST_EXPENSE: "Interest paid to consumers (expense)",
     Ledger.BAD_DEBTS: "Debts written off (expense)",
+    Ledger.BANK: "Money at the bank (asset)",
+    Ledger.COUPONS: "Coupons sold and not yet redeemed (liability)",
+    Ledger.GATEWAY_CLEARING: "Recharges collected by payment gateways (asset)",
+    Ledger.FREE_ISSUES: "Recharges given free of charge (expense)",
 }
 
 # The two ledgers of each money event: where a positive amount is credited, and where it comes from.
@@ -92,7 +102,20 @@ _SIDES = {
     JournalKind.SECURITY: (Ledger.PREPAID, Ledger.SECURITY),
     JournalKind.ABSENCE_DEPOSIT: (Ledger.PREPAID, Ledger.ABSENCE),
     JournalKind.WRITE_OFF: (Ledger.PREPAID, Ledger.BAD_DEBTS),
+    JournalKind.VENDOR_DEPOSIT: (Ledger.VENDOR_CLEARING, Ledger.BANK),
+    JournalKind.COUPON_SALE: (Ledger.COUPONS, Ledger.VENDOR_CLEARING),
 }
+# Where the money of a recharge may come from; a reversal gives it back there.
+RECHARGE_SOURCES = frozenset(
+    {
+        Ledger.VENDOR_CLEARING,
+        Ledger.COUPONS,
+        Ledger.GATEWAY_CLEARING,
+        Ledger.FREE_ISSUES,
+        Ledger.SUBSIDY_RECEIVABLE,
+    }
+)
+_FURTHER_SOURCES = {JournalKind.VEND: RECHARGE_SOURCES, JournalKind.REVERSAL: RECHARGE_SOURCES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +130,8 @@ class Leg:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     """A business event, about one account or, for `usage_batch`, about all accounts of a sweep's batch.
+
+    Deposits of vendors and sales of coupons are about no account.
 
     Invariants: the legs sum to zero; `local_day` only for a day; `period` (the first day of the bill part) and `lines`
     only for usage; `energy_wh` was metered, `assessed_wh` added by a correction; `about_id` is the journal that a
@@ -145,9 +170,15 @@ def money_journal(
     *,
     about_id: int | None = None,
     correction_id: int | None = None,
+    source: Ledger | None = None,
 ) -> Journal:
-    """Book a money event: above zero credits its first ledger (the consumer's money, mostly), below zero debits it."""
-    to, source = _SIDES[kind]
+    """Book a money event: above zero credits its first ledger (the consumer's money, mostly), below zero debits it.
+
+    `source` names where the money of a recharge comes from where that is not a vendor.
+    """
+    to, usual = _SIDES[kind]
+    source = source or usual
+    assert source is usual or source in _FURTHER_SOURCES.get(kind, ()), f"journal {kind}: not from ledger {source}"
     legs = (
         Leg(ledger=to, line="", amount_minor=amount_minor),
         Leg(ledger=source, line="", amount_minor=-amount_minor),

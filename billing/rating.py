@@ -69,6 +69,11 @@ def added(left: Lines, right: Lines) -> Lines:
     return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}
 
 
+def slab_limit_wh(slab: Slab, *, slab_days: int, period_days: int) -> int | None:
+    """Return a slab's limit; a part that shares the month's limits has them by days, rounded down."""
+    return None if slab.to_wh is None else slab.to_wh * slab_days // period_days
+
+
 def _bill(rates: Rates, used: Quantities) -> Lines:
     """Return all lines but the subsidy."""
     lines = _energy_lines(rates, used)
@@ -136,8 +141,7 @@ def _slab_of(rates: Rates, energy_wh: int, used: Quantities) -> int:
 
 
 def _limit_wh(slab: Slab, used: Quantities) -> int | None:
-    """Return a slab's limit; a part that shares the month's limits has them by days, rounded down."""
-    return None if slab.to_wh is None else slab.to_wh * used.slab_days // used.period_days
+    return slab_limit_wh(slab, slab_days=used.slab_days, period_days=used.period_days)
 
 
 def _subsidised(rates: Rates, subsidy: Subsidy, used: Quantities) -> int:

@@ -394,7 +394,14 @@ def _money_text(entry: Entry) -> str:
             return "Moved to the absence deposit" if taken else "Moved from the absence deposit"
         case JournalKind.WRITE_OFF:
             return "Write-off taken back" if taken else "Debt written off"
-        case JournalKind.DAY | JournalKind.LATE_USAGE | JournalKind.OVERHAUL | JournalKind.USAGE_BATCH:
+        case (
+            JournalKind.DAY
+            | JournalKind.LATE_USAGE
+            | JournalKind.OVERHAUL
+            | JournalKind.USAGE_BATCH
+            | JournalKind.VENDOR_DEPOSIT
+            | JournalKind.COUPON_SALE
+        ):
             raise AssertionError(f"statement: expected a money event of an account, got {entry.kind}")
         case _:
             assert_never(entry.kind)

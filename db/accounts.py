@@ -96,6 +96,8 @@ class AccountView:
     mark_ms: int | None
     mark_register_wh: int | None
     open_order: OpenOrder | None
+    # Whether a level to be warned at is a share of the last recharge.
+    warns_by_recharge: bool = True
 
     def walk(self, calendar: LocalCalendar) -> Walk:
         """Follow the curve from the checkpoint to the latest point."""
@@ -121,10 +123,10 @@ async def look(
     async with conn.cursor(row_factory=dict_row) as rows:
         await rows.execute(sql("look"), parameters)
         found = await rows.fetchall()
-    return await _views_from_rows(conn, found)
+    return await views_from_rows(conn, found)
 
 
-async def _views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]) -> dict[int, AccountView]:
+async def views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]) -> dict[int, AccountView]:
     """Return the accounts of rows with the columns of `look`."""
     tariffs = await tariffs_by_checksum(conn, {checksum for row in found for checksum in row["tariffs"]})
     rules = {sha256: await rules_by_checksum(conn, sha256) for sha256 in {row["supply_rules"] for row in found}}
@@ -203,6 +205,7 @@ def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff], rules: Su
         mark_ms=to_ms(row["mark_at"]) if row["mark_at"] else None,
         mark_register_wh=row["mark_register_wh"],
         open_order=order,
+        warns_by_recharge=row["by_recharge"],
     )
 
 

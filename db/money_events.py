@@ -22,11 +22,13 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from billing.calendar import from_ms
 from billing.journals import Journal, JournalKind, Ledger, money_journal
 from billing.money import format_minor
 from billing.prepayment import Split, interest_minor, parts_given_back, parts_oldest_first
 from db.accounts import AccountView
 from db.errors import DatabaseError
+from db.floats import give_back
 from db.named import sql
 from db.orders import PostingRules
 from db.posting import Change, Posted, lock_and_look, write_change
@@ -153,6 +155,7 @@ async def post_journals(
     rules: PostingRules,
     now_ms: int,
     recharge_minor: int = 0,
+    recharge_token: str | None = None,
 ) -> Posted:
     """Book money events that belong together as one: alarms and supply follow only from the balance after all.
 
@@ -167,6 +170,7 @@ async def post_journals(
         cause=cause,
         may_rearm=True,
         recharge_minor=recharge_minor,
+        recharge_token=recharge_token,
     )
     return await write_change(conn, view, change, rules, now_ms)
 
@@ -178,10 +182,15 @@ async def post_recharge(
     *,
     rules: PostingRules,
     now_ms: int,
+    source: Ledger = Ledger.VENDOR_CLEARING,
+    token: str | None = None,
 ) -> Posted:
-    """Book a recharge: the vend in full, and of it what arrears take, oldest first. Under the account's lock."""
+    """Book a recharge: the vend in full, and of it what arrears take, oldest first. Under the account's lock.
+
+    `token` is told to the consumer: its digits in groups.
+    """
     amount_minor = split.recovered_minor + split.kept_minor
-    journals = [money_journal(JournalKind.VEND, amount_minor)]
+    journals = [money_journal(JournalKind.VEND, amount_minor, source=source)]
     if split.recovered_minor:
         journals.append(money_journal(JournalKind.ARREARS_RECOVERY, -split.recovered_minor, "share of a recharge"))
     if split.recovered_minor:
@@ -189,7 +198,14 @@ async def post_recharge(
         dues = await read_dues(conn, view.id, Ledger.ARREARS)
         await pay_dues(conn, parts_oldest_first(dues, split.recovered_minor))
     posted = await post_journals(
-        conn, view, journals, cause="vend", recharge_minor=amount_minor, rules=rules, now_ms=now_ms
+        conn,
+        view,
+        journals,
+        cause="vend",
+        recharge_minor=amount_minor,
+        recharge_token=token,
+        rules=rules,
+        now_ms=now_ms,
     )
     if split.recovered_minor:
         await add_recovery(conn, cause_id=posted.journal_ids[0], journal_id=posted.journal_ids[1])
@@ -320,14 +336,21 @@ async def reverse(conn: AsyncConnection, journal_id: int, order: Instruction) ->
             f"journal {journal_id}: expected one not taken back yet, got one that {row['reversed_by']} took"
         )
     taken = JournalKind.REVERSAL if kind is JournalKind.VEND else kind
-    journals = [money_journal(taken, -row["prepaid_minor"], order.text, about_id=journal_id)]
+    source = Ledger(row["source"]) if kind is JournalKind.VEND else None
+    journals = [money_journal(taken, -row["prepaid_minor"], order.text, about_id=journal_id, source=source)]
     if row["recovery_id"] is not None:
         recovered_minor = row["recovered_minor"]
         dues = await read_dues(conn, view.id, Ledger.ARREARS)
         await owe_again(conn, parts_given_back(dues, recovered_minor))
         about_id = row["recovery_id"]
         journals.append(money_journal(JournalKind.ARREARS_RECOVERY, recovered_minor, order.text, about_id=about_id))
-    return await _book(conn, view, journals, order, event="reversal")
+    done = await _book(conn, view, journals, order, event="reversal")
+    if kind is JournalKind.VEND:
+        what = {"journal_id": journal_id, "at": from_ms(order.now_ms), "by": order.by, "reason": order.reason}
+        await conn.execute(sql("reverse_vend_of"), what)
+    # After the account, last of all: the vendor's sales wait for it.
+    await give_back(conn, about_id=journal_id, journal_id=done.journal_ids[0])
+    return done
 
 
 async def done_of(

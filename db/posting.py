@@ -8,7 +8,7 @@ their legs, the new checkpoint, alarms, orders, notices and the change-feed row,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 from psycopg import AsyncConnection
@@ -26,7 +26,6 @@ from db.accounts import AccountView, day_demands, look, points_around, posted_pe
 from db.errors import UnknownAccount
 from db.further_levels import levels_by_recharge, save_further_levels
 from db.named import sql
-from db.notices import write_notices
 from db.orders import (
     PostingRules,
     align_supply,
@@ -60,6 +59,8 @@ class Change:
     cause: str
     may_rearm: bool = False
     recharge_minor: int = 0
+    # Digits that the consumer is told with the recharge, in groups; none for a token that is held back.
+    recharge_token: str | None = field(default=None, repr=False)
     threshold_changed: bool = False
 
 
@@ -186,11 +187,13 @@ async def write_change(
 ) -> Posted:
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed. Under the account's lock."""
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
-    levels = await levels_by_recharge(conn, view.id, change.levels, change.journals)
+    levels = change.levels
+    if view.warns_by_recharge:
+        levels = await levels_by_recharge(conn, view.id, levels, change.journals)
     decision = _decide(view, levels, balance_minor, change, rules, now_ms)
-    journal_ids = await _add_journals(conn, view.id, change.journals)
-    await conn.execute(sql("save_account"), _account_parameters(view.id, change, decision.levels))
-    await conn.execute(sql("feed_account"), {"shard": view.shard, "id": view.id, "version": view.version + 1})
+    journal_ids = await add_journals(conn, view.id, change.journals)
+    notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
+    await conn.execute(sql("save_account"), _account_parameters(view, change, decision.levels, notices))
     await save_further_levels(conn, {view.id: (view.levels, decision.levels)})
     low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
     # The alarm tells the meter its threshold, too, unless there is none any more.
@@ -202,9 +205,6 @@ async def write_change(
     if low_raised:
         await sound_alarm(conn, view, decision.levels, balance_minor)
     await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
-    notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
-    if notices:
-        await write_notices(conn, [(view.id, facts) for facts in notices])
     return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
 
 
@@ -241,6 +241,7 @@ async def _notices(
             Recharged(
                 amount_minor=change.recharge_minor,
                 balance_minor=balance_minor,
+                token=change.recharge_token,
                 restores_minor=restores_minor or None,
             )
         )
@@ -316,10 +317,18 @@ def _balance_minor(checkpoint: Checkpoint, view: AccountView, calendar: LocalCal
     return running_balance(checkpoint, view.terms, points, calendar)
 
 
-async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequence[Journal]) -> tuple[int, ...]:
-    """Append journals and their legs, two statements whatever their number; return the ids in order."""
+async def add_journals(conn: AsyncConnection, account_id: int | None, journals: Sequence[Journal]) -> tuple[int, ...]:
+    """Append journals and their legs, one statement whatever their number; return the ids in order.
+
+    None is for what is about no account: a deposit of a vendor, a sale of coupons.
+    """
     if not journals:
         return ()
+    legs = [
+        (place, number, leg)
+        for place, journal in enumerate(journals, start=1)
+        for number, leg in enumerate(journal.legs, start=1)
+    ]
     cursor = await conn.execute(
         sql("add_journals"),
         {
@@ -337,29 +346,26 @@ async def _add_journals(conn: AsyncConnection, account_id: int, journals: Sequen
             "reasons": [journal.reason for journal in journals],
             "about_ids": [journal.about_id for journal in journals],
             "correction_ids": [journal.correction_id for journal in journals],
+            "leg_journals": [place for place, _, _ in legs],
+            "leg_ns": [number for _, number, _ in legs],
+            "leg_ledgers": [leg.ledger.value for _, _, leg in legs],
+            "leg_lines": [leg.line for _, _, leg in legs],
+            "leg_amounts": [leg.amount_minor for _, _, leg in legs],
         },
     )
-    ids = tuple(sorted(row[0] for row in await cursor.fetchall()))
-    legs = [
-        (journal_id, number, leg)
-        for journal_id, journal in zip(ids, journals, strict=True)
-        for number, leg in enumerate(journal.legs, start=1)
-    ]
-    parameters = {
-        "journal_ids": [journal_id for journal_id, _, _ in legs],
-        "ns": [number for _, number, _ in legs],
-        "ledgers": [leg.ledger for _, _, leg in legs],
-        "lines": [leg.line for _, _, leg in legs],
-        "amounts": [leg.amount_minor for _, _, leg in legs],
-    }
-    await conn.execute(sql("add_legs"), parameters)
-    return ids
+    return tuple(sorted(row[0] for row in await cursor.fetchall()))
 
 
-def _account_parameters(account_id: int, change: Change, levels: Levels) -> dict[str, object]:
+def _account_parameters(
+    view: AccountView, change: Change, levels: Levels, notices: Sequence[Facts]
+) -> dict[str, object]:
     checkpoint = change.checkpoint
     return {
-        "id": account_id,
+        "id": view.id,
+        "shard": view.shard,
+        "version": view.version + 1,
+        "notice_kinds": [facts.kind.value for facts in notices],
+        "notice_facts": [Jsonb(facts.to_json()) for facts in notices],
         "posted_minor": checkpoint.posted_minor,
         "charged_minor": checkpoint.charged_minor,
         "through": checkpoint.through,

@@ -24,6 +24,18 @@ from db.posting import lock_and_look, post_money, post_readings
 from db.tariffs import tariff_by_id
 from protocols.topics import shard_of
 
+# What an STS meter takes of which nobody says more; as vending.engines.records has it.
+USUAL_CAPABILITIES = (
+    "clear_credit",
+    "clear_tamper",
+    "currency",
+    "electricity",
+    "power_limit",
+    "unbalance_limit",
+    "units",
+)
+_KEY_CHANGE_TOKENS = {7: 2, 11: 4}
+
 
 class RegistryError(DatabaseError):
     """What an operator entered does not fit what is there."""
@@ -44,6 +56,10 @@ class StsIdentity:
     tariff_index: str
     ken: int
     base_year: int
+    tct: int = 2
+    # The set that any meter of the cipher takes, where nobody says how many.
+    key_change_tokens: int | None = None
+    capabilities: tuple[str, ...] = USUAL_CAPABILITIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +114,10 @@ class NewAccount:
 async def add_meter(conn: AsyncConnection, meter: NewMeter) -> bool:
     """Register a meter; return whether it is new."""
     identity = asdict(meter.sts) if meter.sts else dict.fromkeys(StsIdentity.__dataclass_fields__)
+    if meter.sts:
+        identity["capabilities"] = sorted(meter.sts.capabilities)
+        if meter.sts.key_change_tokens is None:
+            identity["key_change_tokens"] = _KEY_CHANGE_TOKENS.get(meter.sts.ea, 0)
     parameters = {
         "serial": meter.serial,
         "shard": shard_of(meter.serial),
@@ -165,8 +185,15 @@ async def account_id_of(conn: AsyncConnection, number: str) -> int | None:
 
 
 async def add_vendor(conn: AsyncConnection, name: str) -> int:
-    """Register a vendor, or find the one of that name; return its id."""
-    return await _insert(conn, "register_vendor", name=name)
+    """Register a vendor, or find the one of that name; return its id.
+
+    Raises: RegistryError for the name of a seller of the utility's own.
+    """
+    cursor = await conn.execute(sql("register_vendor"), {"name": name})
+    row = await cursor.fetchone()
+    if row is None:
+        raise RegistryError(f"vendor {name}: expected a name that the utility does not sell under itself")
+    return int(row[0])
 
 
 async def _assign_first(

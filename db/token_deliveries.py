@@ -130,3 +130,4 @@ async def _deliver(conn: AsyncConnection, delivered: Mapping[int, tuple[int, str
         "ats": [at for _, (_, _, at) in ordered],
     }
     await conn.execute(sql("add_token_deliveries"), parameters)
+    await conn.execute(sql("confirm_delivered"), {"token_ids": parameters["token_ids"]})

@@ -6,7 +6,7 @@ by the caller.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,20 +15,6 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from db.named import sql
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKeyRow:
-    """An interface key: of a vendor, of one account, or of an engineer."""
-
-    key_id: str
-    sha256: bytes = field(repr=False)
-    role: str
-    active: bool
-    vendor_id: int | None
-    vendor_name: str | None
-    vendor_active: bool | None
-    account_id: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +28,28 @@ class StoredAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVend(StoredAnswer):
-    """A stored answer with the digest of the request that it belongs to."""
+    """A vend with the digest of the request that it belongs to, and where it stands.
 
-    request_sha256: bytes
+    Invariants: `request_sha256` is None for one taken back before it came: it belongs to whatever comes.
+    """
+
+    id: int
+    state: str
+    request_sha256: bytes | None
+    account_id: int | None
+    journal_id: int | None
+    amount_minor: int
+    funding: str
+    token_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageUse:
+    """What a vendor's message id has been used for so far; `is_act` for something else than a vend."""
+
+    vend: StoredVend | None
+    is_act: bool
+    confirmed_early: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,36 +62,54 @@ class NamedMeter:
     make: str
     model: str
     account_id: int | None
+    # No reading of before it matters to the account's money.
+    anchor_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeterStsRow:
-    """A meter's STS columns and its latest TID; all of the record is there, or `drn` is None."""
+class NewToken:
+    """A token to be stored, under the version of its meter's record that it was made by.
 
-    drn: str | None
-    ea: int
-    dkga: int
-    sgc: str
-    key_type: int
-    krn: int
-    tariff_index: str
-    ken: int
-    base_year: int
-    last_tid: int | None
+    Invariants: `kind` is credit, management or key_change; `vend_id` is set for credit, `tid` for all but sections of a
+    key change, `section` for those; `record_id` of a key change is the version it brings; `asked_by` and `reason` are
+    set for management. `era` is the base year that the TID counts from, 0 for a plain count.
+    """
+
+    meter_id: int
+    record_id: int
+    engine: str
+    kind: str
+    era: int
+    tid: int | None
+    digits: str = field(repr=False)
+    subclass: int | None
+    vend_id: int | None = None
+    section: int | None = None
+    asked_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVend:
-    """A vend to be stored with its final answer; `journal_id` is None for a refusal."""
+    """A vend to be stored with its final answer; `journal_id` is None for a refusal.
+
+    Invariants: `state` and `funding` are those of vending.vends; `request_sha256` as in `StoredVend`.
+    """
 
     vendor_id: int
     message_id: str
-    request_sha256: bytes
+    request_sha256: bytes | None
     account_id: int | None
     amount_minor: int
     journal_id: int | None
     status: int
     answer: dict[str, Any]
+    state: str
+    funding: str
+    tender: str | None = None
+    terminal: str | None = None
+    operator: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +134,6 @@ class StoreGauges:
     newest_batch_age_s: float | None
 
 
-async def find_api_key(conn: AsyncConnection, key_id: str) -> ApiKeyRow | None:
-    """Read an interface key by its id."""
-    async with conn.cursor(row_factory=class_row(ApiKeyRow)) as cursor:
-        await cursor.execute(sql("api_key_by_id"), {"key_id": key_id})
-        return await cursor.fetchone()
-
-
 async def lock_message(conn: AsyncConnection, vendor_id: int, message_id: str) -> None:
     """Wait for other requests under the same message id; held to the end of the transaction.
 
@@ -126,11 +142,26 @@ async def lock_message(conn: AsyncConnection, vendor_id: int, message_id: str) -
     await conn.execute(sql("lock_message"), {"vendor_id": vendor_id, "message_id": message_id})
 
 
-async def find_vend(conn: AsyncConnection, vendor_id: int, message_id: str) -> StoredVend | None:
-    """Read what a message id was answered."""
-    async with conn.cursor(row_factory=class_row(StoredVend)) as cursor:
+async def find_message(conn: AsyncConnection, vendor_id: int, message_id: str) -> MessageUse:
+    """Read what a message id was used for."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(sql("vend_by_message"), {"vendor_id": vendor_id, "message_id": message_id})
-        return await cursor.fetchone()
+        return message_use_from_row(await cursor.fetchone())
+
+
+def message_use_from_row(row: dict[str, Any] | None) -> MessageUse:
+    """Return what a row of `vend_by_message` says."""
+    assert row is not None, "vend_by_message returns one row"
+    is_act, confirmed_early = row.pop("is_act"), row.pop("confirmed_early")
+    vend = None if row["id"] is None else StoredVend(**row)
+    return MessageUse(vend=vend, is_act=is_act, confirmed_early=confirmed_early)
+
+
+async def read_system_vendor(conn: AsyncConnection, system: str) -> tuple[int, str]:
+    """Return id and name of a seller of the utility's own: `coupons`, `online` or `utility`."""
+    row = await (await conn.execute(sql("system_vendor"), {"system": system})).fetchone()
+    assert row is not None, f"vendor: expected the system's own {system}"
+    return int(row[0]), str(row[1])
 
 
 async def find_meters(conn: AsyncConnection, meter: str) -> list[NamedMeter]:
@@ -140,44 +171,25 @@ async def find_meters(conn: AsyncConnection, meter: str) -> list[NamedMeter]:
         return await cursor.fetchall()
 
 
-async def read_meter_sts(conn: AsyncConnection, meter_id: int) -> MeterStsRow | None:
-    """Read a meter's STS columns; None for a meter that takes no STS tokens."""
-    async with conn.cursor(row_factory=class_row(MeterStsRow)) as cursor:
-        await cursor.execute(sql("meter_sts"), {"meter_id": meter_id})
-        row = await cursor.fetchone()
-    return row if row is not None and row.drn is not None else None
-
-
-async def take_tid(conn: AsyncConnection, meter_id: int, tid: int) -> None:
-    """Remember a meter's latest TID, under its account's lock."""
-    cursor = await conn.execute(sql("take_tid"), {"meter_id": meter_id, "tid": tid})
-    assert cursor.rowcount == 1, f"TID {tid}: expected one above the last of meter id {meter_id}"
+async def take_tid(conn: AsyncConnection, meter_id: int, era: int, tid: int) -> None:
+    """Remember a meter's latest token id in an era, under its account's lock; the database refuses one that falls."""
+    await conn.execute(sql("take_tid"), {"meter_id": meter_id, "era": era, "tid": tid})
 
 
 async def add_vend(conn: AsyncConnection, vend: NewVend) -> tuple[int, StoredAnswer]:
     """Store a vend; return its id, and its answer as it will be read back for ever."""
-    parameters = {
-        "vendor_id": vend.vendor_id,
-        "message_id": vend.message_id,
-        "request_sha256": vend.request_sha256,
-        "account_id": vend.account_id,
-        "amount_minor": vend.amount_minor,
-        "journal_id": vend.journal_id,
-        "status": vend.status,
-        "answer": Jsonb(vend.answer),
-    }
+    parameters = {name: getattr(vend, name) for name in NewVend.__dataclass_fields__} | {"answer": Jsonb(vend.answer)}
     cursor = await conn.execute(sql("add_vend"), parameters)
     row = await cursor.fetchone()
     assert row is not None, "add_vend returns its row"
     return row[0], StoredAnswer(status=row[1], answer=row[2])
 
 
-async def add_token(
-    conn: AsyncConnection, *, vend_id: int, meter_id: int, tid: int, digits: str, subclass: int
-) -> None:
-    """Store the token of a vend."""
-    parameters = {"vend_id": vend_id, "meter_id": meter_id, "tid": tid, "digits": digits, "subclass": subclass}
-    await conn.execute(sql("add_token"), parameters)
+async def add_token(conn: AsyncConnection, token: NewToken) -> int:
+    """Store a token; return its id."""
+    row = await (await conn.execute(sql("add_token"), asdict(token))).fetchone()
+    assert row is not None, "add_token returns its row"
+    return int(row[0])
 
 
 async def is_token_issued(conn: AsyncConnection, meter_id: int, digits: str) -> bool:
@@ -224,38 +236,7 @@ async def read_gauges(conn: AsyncConnection) -> StoreGauges:
     return row
 
 
-async def add_api_key(
-    conn: AsyncConnection, *, key_id: str, sha256: bytes, role: str, vendor_id: int | None, account_id: int | None
-) -> None:
-    """Store an interface key by the digest of its secret."""
-    parameters = {
-        "key_id": key_id,
-        "sha256": sha256,
-        "role": role,
-        "vendor_id": vendor_id,
-        "account_id": account_id,
-    }
-    await conn.execute(sql("add_api_key"), parameters)
-
-
 async def end_api_key(conn: AsyncConnection, key_id: str) -> bool:
     """Take an interface key back; False when there is none."""
     cursor = await conn.execute(sql("end_api_key"), {"key_id": key_id})
     return cursor.rowcount == 1
-
-
-async def read_sealed_keys(conn: AsyncConnection) -> list[tuple[str, int, bytes]]:
-    """Read every vending key, sealed: supply group, revision, bytes."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(sql("sealed_vending_keys"))
-        return [(row["sgc"], row["krn"], bytes(row["sealed"])) async for row in cursor]
-
-
-async def add_sealed_key(conn: AsyncConnection, *, sgc: str, krn: int, sealed: bytes, check_value: str) -> bytes:
-    """Store a sealed vending key unless there is one; return the one that is stored."""
-    parameters = {"sgc": sgc, "krn": krn, "sealed": sealed, "check_value": check_value}
-    await conn.execute(sql("add_vending_key"), parameters)
-    cursor = await conn.execute(sql("vending_key_by_id"), {"sgc": sgc, "krn": krn})
-    row = await cursor.fetchone()
-    assert row is not None, "a vending key was stored or found"
-    return bytes(row[0])

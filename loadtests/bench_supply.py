@@ -65,7 +65,8 @@ from prepaid.processes import calendar_of
 from prepaid.settings import Settings
 from prepaid.system import System, running_system
 from protocols.columns import Int64Column
-from vending.edges.keys import Role, issue_api_key
+from vending.edges.keys import issue_api_key
+from vending.roles import Role
 
 PROCESSES: Final = ("ingest", "dispatch", "api")
 MQTT_CONNECTIONS: Final = 4

@@ -73,9 +73,16 @@ _MONEY: Final = (
 # Two digits of a maker, for trials.
 _MAKER_CODE: Final = "99"
 _STS_KEYS: Final = b"""
-update meters m set drn = k.drn, ea = 11, dkga = 4, sgc = %(sgc)s, key_type = 2, krn = %(krn)s, tariff_index = '01',
-    ken = 255, base_year = 2014
-from unnest(%(drns)s::text[]) with ordinality as k(drn, number) where m.id = k.number
+with named as (
+    update meters m set drn = k.drn
+    from unnest(%(drns)s::text[]) with ordinality as k(drn, number) where m.id = k.number
+    returning m.id
+)
+insert into meter_records (meter_id, version, state, engine, ea, tct, dkga, sgc, key_type, krn, tariff_index, ken,
+                           base_year, key_change_tokens, capabilities, written_by, reason, valid_from)
+select id, 1, 'active', 'sts', 11, 2, 4, %(sgc)s, 2, %(krn)s, '01', 255, 2014, 4, array['electricity', 'currency'],
+       'benchmark', 'seeded', clock_timestamp()
+from named order by id
 """
 _NUMBERED: Final = ("consumers", "usage_points", "meters", "installations", "accounts", "journals")
 
@@ -119,7 +126,7 @@ async def give_sts_keys(conn: AsyncConnection, accounts: int) -> None:
     bodies = [f"{_MAKER_CODE}{number:08d}" for number in range(1, accounts + 1)]
     drns = [body + str(luhn_check_digit(body)) for body in bodies]
     await conn.execute(_STS_KEYS, {"drns": drns, "sgc": OWN_SGC, "krn": OWN_KRN})
-    await conn.execute("vacuum analyze meters")
+    await conn.execute("vacuum analyze meters, meter_records")
 
 
 async def _copy_homes(conn: AsyncConnection, made: Homes) -> None:

@@ -15,6 +15,7 @@ from meter_sim.token_reader import Carrier, ReaderMemory, ReaderSettings, TokenE
 from protocols.native import (
     Command,
     CommandReply,
+    CouponEntered,
     MeterEvent,
     OrderKind,
     Readings,
@@ -24,6 +25,7 @@ from protocols.native import (
     decode_command,
     decode_uplink,
     encode_command,
+    encode_coupon_entered,
     encode_event,
     encode_reply,
     encode_token_entered,
@@ -146,7 +148,7 @@ class DurableMeter(SimulatedMeter):
             assert isinstance(said, MeterEvent | CommandReply), "messages are events and replies"
             self._messages.append(said)
         for said in map(self._heard, kept["entries"]):
-            assert isinstance(said, TokenEntered), "entries are tokens"
+            assert isinstance(said, TokenEntered | CouponEntered), "entries are tokens and coupons"
             self._entries.append(said)
         self._readings.extend(msgspec.convert(reading, StoredReading) for reading in kept["readings"])
         self._profile.extend(msgspec.convert(reading, StoredReading) for reading in kept["profile"])
@@ -160,4 +162,6 @@ def _said(uplink: Uplink) -> bytes:
     assert not isinstance(uplink, Readings), "readings are kept one by one"
     if isinstance(uplink, MeterEvent):
         return encode_event(uplink)
+    if isinstance(uplink, CouponEntered):
+        return encode_coupon_entered(uplink)
     return encode_reply(uplink) if isinstance(uplink, CommandReply) else encode_token_entered(uplink)

@@ -27,6 +27,7 @@ from protocols.native import (
     BLOCK_STEP_S_MAX,
     Command,
     CommandReply,
+    CouponEntered,
     EntryResult,
     MeterEvent,
     OrderKind,
@@ -178,7 +179,7 @@ class SimulatedMeter:
         self._profile: deque[StoredReading] = deque(maxlen=self.settings.stored_readings_max)
         self._asked_again: deque[StoredReading] = deque()
         self._messages: deque[MeterEvent | CommandReply] = deque()
-        self._entries: deque[TokenEntered] = deque()
+        self._entries: deque[TokenEntered | CouponEntered] = deque()
         self._alarm_if_low()
 
     @property
@@ -278,6 +279,13 @@ class SimulatedMeter:
             self._store_entry(result, digits, now_ms)
         self._notice = " ".join(result.shown) or ("TOKEN ACCEPTED" if result.accepted else "TOKEN REJECTED")
         return result, events
+
+    def enter_coupon(self, pin: str, now_ms: int) -> None:
+        """Pass on the 16 digits of a coupon that the customer typed: no token has so many, only the head-end knows."""
+        self._seq += 1
+        at_ms = self.clock_ms(now_ms)
+        self._keep_entry(CouponEntered(serial=self.serial, seq=self._seq, at_ms=at_ms, pin=pin))
+        self._notice = "COUPON SENT"
 
     def press_button(self) -> None:
         """Let the customer silence the buzzer; an alarm stays on the display."""
@@ -502,10 +510,7 @@ class SimulatedMeter:
 
     def _store_entry(self, result: TokenResult, digits: str, now_ms: int) -> None:
         self._seq += 1
-        if len(self._entries) >= STORED_MESSAGES_MAX:
-            self._entries.popleft()
-            self.dropped_count += 1
-        self._entries.append(
+        self._keep_entry(
             TokenEntered(
                 serial=self.serial,
                 seq=self._seq,
@@ -515,6 +520,12 @@ class SimulatedMeter:
                 result=result.result,
             )
         )
+
+    def _keep_entry(self, entry: TokenEntered | CouponEntered) -> None:
+        if len(self._entries) >= STORED_MESSAGES_MAX:
+            self._entries.popleft()
+            self.dropped_count += 1
+        self._entries.append(entry)
 
     def _store_message(self, message: MeterEvent | CommandReply) -> None:
         if len(self._messages) >= STORED_MESSAGES_MAX:

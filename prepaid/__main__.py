@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -22,20 +22,28 @@ from db.errors import DatabaseError
 from headend.edges.stream import StreamError
 from meter_sim.recorded import ProfileError, parse_profile
 from prepaid import console
+from prepaid.access_commands import api_keys_app, audit_trail_command
 from prepaid.account_commands import print_statement
+from prepaid.arguments import CommandRefused, DataDir, Json, read_day, settings_of
 from prepaid.bench_commands import bench_app
 from prepaid.contact_commands import contacts_app
 from prepaid.correction_commands import corrections_app
 from prepaid.counting_commands import add_counting_commands
+from prepaid.coupon_commands import coupons_app
 from prepaid.event_commands import alarms_app, events_app
 from prepaid.gap_commands import gaps_app
 from prepaid.import_commands import import_command
+from prepaid.key_commands import vending_keys_app
+from prepaid.meter_record_commands import keys_app, token_command
+from prepaid.module_commands import module_app
 from prepaid.money_commands import add_account_commands, money_app, rules_app
 from prepaid.notice_commands import notices_app
+from prepaid.paygo_commands import paygo_app
+from prepaid.payments import payments_app
 from prepaid.processes import calendar_of
 from prepaid.quarantine_commands import quarantine_app
 from prepaid.report_commands import report_app
-from prepaid.settings import PrepaidError, Settings, load_settings
+from prepaid.settings import PrepaidError
 from prepaid.sts_commands import sts_app
 from prepaid.supply_commands import supply_app
 from prepaid.supply_rule_commands import supply_rules_app
@@ -43,6 +51,7 @@ from prepaid.system import running_system
 from prepaid.tariff_commands import tariffs_app
 from prepaid.threshold_commands import thresholds_command
 from prepaid.validation_commands import export_command, validation_rules_app
+from prepaid.vendor_commands import vendors_app
 from prepaid.worker_commands import workers_command
 
 app = typer.Typer(
@@ -55,10 +64,14 @@ app = typer.Typer(
 bill_app = typer.Typer(help="Bills.", no_args_is_help=True)
 meters_app = typer.Typer(help="Meters.", no_args_is_help=True)
 accounts_app = typer.Typer(help="Accounts.", no_args_is_help=True)
-vendors_app = typer.Typer(help="Vendors and their API keys.", no_args_is_help=True)
 app.add_typer(bill_app, name="bill")
 app.add_typer(sts_app, name="sts")
 app.add_typer(meters_app, name="meters")
+meters_app.add_typer(keys_app, name="keys")
+meters_app.command(name="token")(token_command)
+app.add_typer(paygo_app, name="paygo")
+app.add_typer(vending_keys_app, name="keys")
+app.add_typer(module_app, name="module")
 app.add_typer(accounts_app, name="accounts")
 accounts_app.command(name="statement")(print_statement)
 accounts_app.command(name="thresholds")(thresholds_command)
@@ -69,7 +82,9 @@ app.add_typer(corrections_app, name="corrections")
 app.add_typer(rules_app, name="rules")
 app.add_typer(supply_rules_app, name="supply-rules")
 app.add_typer(vendors_app, name="vendors")
+app.add_typer(coupons_app, name="coupons")
 app.add_typer(notices_app, name="notices")
+app.add_typer(payments_app, name="payments")
 app.add_typer(contacts_app, name="contacts")
 app.add_typer(tariffs_app, name="tariffs")
 app.add_typer(bench_app, name="bench")
@@ -83,33 +98,25 @@ app.add_typer(events_app, name="events")
 app.add_typer(alarms_app, name="alarms")
 add_counting_commands(app)
 app.command(name="workers")(workers_command)
+app.add_typer(api_keys_app, name="api-keys")
+app.command(name="audit-trail")(audit_trail_command)
 
 DEFAULT_TARIFF = "punjab-ds-2026-27"
 # What a wrong invocation or unusable input ends with, as with most commands; 1 is a check that failed.
 _EXIT_REFUSED = 2
 
 CsvFile = Annotated[Path, typer.Argument(help="CSV with a header line; see docs/imports.md.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")]
 
 
-class CommandRefused(Exception):
-    """The arguments of a command do not fit; the message is one line."""
-
-    code = "command_refused"
-
-
+UNUSABLE_FILES = (FileNotFoundError, IsADirectoryError, PermissionError)
 REFUSALS = (
     PrepaidError,
     BillingError,
     DatabaseError,
     StreamError,
     ProfileError,
-    CommandRefused,
     psycopg.OperationalError,
-    FileNotFoundError,
-    IsADirectoryError,
-    PermissionError,
+    *UNUSABLE_FILES,
 )
 
 
@@ -118,8 +125,10 @@ def main() -> None:
     try:
         app()
     except REFUSALS as refusal:
-        code = getattr(refusal, "code", None) or type(refusal).__name__
-        console.err.print(f"prepaid: {code}: {' '.join(str(refusal).split())}", markup=False)
+        code, told = getattr(refusal, "code", None) or type(refusal).__name__, str(refusal)
+        if isinstance(refusal, UNUSABLE_FILES):
+            code, told = "file_unusable", f"{refusal.filename}: {refusal.strerror}"
+        console.err.print(f"prepaid: {code}: {' '.join(told.split())}", markup=False)
         sys.exit(_EXIT_REFUSED)
 
 
@@ -133,7 +142,7 @@ def up(
     """Start database, broker, ingest, dispatcher and API; stop cleanly on Ctrl-C."""
     from prepaid.up import run_up
 
-    settings = _settings(data)
+    settings = settings_of(data)
     if ingest_processes is not None:
         settings = settings.model_copy(update={"ingest_processes": ingest_processes})
     run_up(settings)
@@ -144,7 +153,7 @@ def demo(data: DataDir = None, json_output: Json = False) -> None:
     """Tell the whole story on a scratch folder: readings, alarm, cut-off, recharge, restore, statement."""
     from prepaid.demo import run_demo
 
-    sys.exit(run_demo(_settings(None), data, json_output=json_output))
+    sys.exit(run_demo(settings_of(None), data, json_output=json_output))
 
 
 @app.command()
@@ -152,7 +161,7 @@ def ingest() -> None:
     """Run one ingest process."""
     from prepaid.processes import run_ingest
 
-    run_ingest(_settings(None))
+    run_ingest(settings_of(None))
 
 
 @app.command()
@@ -160,7 +169,7 @@ def dispatch() -> None:
     """Run one dispatcher process."""
     from prepaid.processes import run_dispatch
 
-    run_dispatch(_settings(None))
+    run_dispatch(settings_of(None))
 
 
 @app.command()
@@ -168,7 +177,7 @@ def notify() -> None:
     """Run one notifier process."""
     from prepaid.processes import run_notify
 
-    run_notify(_settings(None))
+    run_notify(settings_of(None))
 
 
 @app.command()
@@ -176,7 +185,7 @@ def bridge() -> None:
     """Run one bridge process: meters of other makes and brokers, handed over to ours."""
     from prepaid.processes import run_bridge
 
-    run_bridge(_settings(None))
+    run_bridge(settings_of(None))
 
 
 @app.command()
@@ -184,7 +193,7 @@ def watch() -> None:
     """Run one watch process: completeness, silent meters, counts of what meters have sent."""
     from prepaid.processes import run_watch
 
-    run_watch(_settings(None))
+    run_watch(settings_of(None))
 
 
 @app.command()
@@ -192,7 +201,7 @@ def api() -> None:
     """Run one API process."""
     from prepaid.processes import run_api
 
-    run_api(_settings(None))
+    run_api(settings_of(None))
 
 
 @app.command()
@@ -200,7 +209,7 @@ def migrate(data: DataDir = None, json_output: Json = False) -> None:
     """Apply missing migrations."""
     from prepaid.administration import run_migrate
 
-    applied = run_migrate(_settings(data))
+    applied = run_migrate(settings_of(data))
     if json_output:
         console.print_json({"applied": applied})
     else:
@@ -216,9 +225,9 @@ def close_day_command(
     """Post usage per account and local day up to a day that has ended; resumable, harmless twice."""
     from prepaid.administration import run_close_day
 
-    settings = _settings(data)
+    settings = settings_of(data)
     today = datetime.now(settings.zone).date()
-    day = _day(until) if until else today - timedelta(days=1)
+    day = read_day(until) if until else today - timedelta(days=1)
     if day >= today:
         raise CommandRefused(f"close-day: expected a day before {today}, which has not ended, got {day}")
     closed = run_close_day(settings, day)
@@ -246,7 +255,7 @@ def replay(
     from prepaid.replay import ENOUGH_CREDIT_MINOR, ReplayOptions, make_meters
     from prepaid.replay import replay as run_replay
 
-    settings = _settings(data)
+    settings = settings_of(data)
     builtin_tariff(tariff)
     options = ReplayOptions(
         files=tuple(files),
@@ -283,7 +292,7 @@ def audit(
 
     if sample is not None and account:
         raise CommandRefused("audit: expected --sample or --account, got both")
-    findings = run_audit(_settings(data), Scope(numbers=tuple(account or ()), sample=sample))
+    findings = run_audit(settings_of(data), Scope(numbers=tuple(account or ()), sample=sample))
     if json_output:
         console.print_json(findings.to_json())
     else:
@@ -308,7 +317,7 @@ def preview(
     from prepaid.preview import preview as make_preview
     from prepaid.preview import tariff_of
 
-    settings = _settings(None)
+    settings = settings_of(None)
     load_w = _load_w(load_kw)
     profile = parse_profile(file.name, file.read_bytes())
     known = tariff_of(tariff)
@@ -344,7 +353,7 @@ def import_meters(
     """Register meters from a CSV file; serials that are there are left as they are."""
     from prepaid.imports import run_import_meters
 
-    _print_import(run_import_meters(_settings(data), file), json_output)
+    _print_import(run_import_meters(settings_of(data), file), json_output)
 
 
 @accounts_app.command(name="import")
@@ -356,21 +365,7 @@ def import_accounts(
     """Open accounts from a CSV file; numbers that are there are left as they are."""
     from prepaid.imports import run_import_accounts
 
-    _print_import(run_import_accounts(_settings(data), file), json_output)
-
-
-@vendors_app.command()
-def add(
-    name: Annotated[str, typer.Argument(help="The vendor's name.")], data: DataDir = None, json_output: Json = False
-) -> None:
-    """Register a vendor and give it an API key; the key is shown once and not kept."""
-    from prepaid.administration import run_add_vendor
-
-    key = run_add_vendor(_settings(data), name)
-    if json_output:
-        console.print_json({"vendor": name, "api_key": key})
-    else:
-        console.out.print(f"vendor {name}, API key (shown once): {key}", markup=False)
+    _print_import(run_import_accounts(settings_of(data), file), json_output)
 
 
 @accounts_app.command()
@@ -382,7 +377,7 @@ def key(
     """Give the consumer of an account an API key: its balance, its threshold; shown once and not kept."""
     from prepaid.administration import run_consumer_key
 
-    secret = run_consumer_key(_settings(data), number)
+    secret = run_consumer_key(settings_of(data), number)
     if json_output:
         console.print_json({"account": number, "api_key": secret})
     else:
@@ -395,21 +390,6 @@ def _print_import(result: tuple[int, int], json_output: bool) -> None:
         console.print_json({"added": added, "known": known})
     else:
         console.out.print(f"added {added}, already there {known}")
-
-
-def _settings(data: Path | None) -> Settings:
-    settings = load_settings()
-    if data is not None:
-        settings = settings.model_copy(update={"data_dir": data})
-    console.configure_logs(settings.log_level)
-    return settings
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise CommandRefused(f"day: expected YYYY-MM-DD, got {text!r}") from None
 
 
 def _speed(text: str) -> float | None:

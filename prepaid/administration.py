@@ -18,13 +18,15 @@ from db.errors import MigrationError, UnknownAccount
 from db.migrate import migrate
 from db.named import sql
 from db.pool import APPLICATION_ROLE, connect
-from db.registry import account_id_of, add_vendor
+from db.registry import account_id_of
 from headend.edges.close_day import ClosedDays, close_day, settle_prepayment
 from prepaid.console import progress_bars
 from prepaid.embedded import embedded_parts
+from prepaid.keys import login_name, sealing_master
 from prepaid.processes import calendar_of, rules_of
 from prepaid.settings import Settings
-from vending.edges.keys import Role, issue_api_key
+from vending.edges.key_desk import give_key
+from vending.roles import Role
 
 T = TypeVar("T")
 
@@ -105,17 +107,6 @@ def run_audit(settings: Settings, scope: Scope) -> AuditReport:
     return _at_address(settings, run)
 
 
-def run_add_vendor(settings: Settings, name: str) -> str:
-    """Register a vendor and return a new API key of it."""
-
-    async def work(conn: AsyncConnection) -> str:
-        async with conn.transaction():
-            key = await issue_api_key(conn, Role.VENDOR, vendor_id=await add_vendor(conn, name))
-            return key.header
-
-    return on_database(settings, work)
-
-
 async def known_account(conn: AsyncConnection, number: str) -> int:
     """Return the id of an account by its number.
 
@@ -135,6 +126,7 @@ def run_consumer_key(settings: Settings, number: str) -> str:
 
     async def work(conn: AsyncConnection) -> str:
         account_id = await known_account(conn, number)
-        return (await issue_api_key(conn, Role.CONSUMER, account_id=account_id)).header
+        master = await sealing_master(settings, conn)
+        return (await give_key(conn, master, Role.CONSUMER, account_id=account_id, by=login_name())).header
 
     return on_database(settings, work)

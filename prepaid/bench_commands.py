@@ -168,6 +168,34 @@ def supply(
         sys.exit(1)
 
 
+@bench_app.command()
+def vend(
+    rate: Annotated[int, typer.Option(help="Vends a second of many vendors.")] = 400,
+    hot_rate: Annotated[int, typer.Option(help="Vends a second of one vendor alone.")] = 200,
+    seconds: Annotated[int, typer.Option(help="How long many vendors sell.")] = 60,
+    accounts: Annotated[int, typer.Option(help="How many meters buy, each with its account.")] = 20_000,
+    vendors: Annotated[int, typer.Option(help="How many vendors sell.")] = 100,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small load that shows no rate, only that it works.")
+    ] = False,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Vends per second of one API process beside a bare endpoint; status 1 if one was lost or not answered."""
+    from loadtests.bench_vend import FULL, QUICK, bench_vend
+
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
+    asked = replace(FULL, rate=rate, hot_rate=hot_rate, seconds=seconds, accounts=accounts, vendors=vendors)
+    with console.progress_bars() as bars:
+        report = bench_vend(settings, QUICK if quick else asked, bars)
+    _print(report, json_output=json_output)
+    if report["lost"] or not report["complete"]:
+        sys.exit(1)
+
+
 def _print(report: Mapping[str, object], *, json_output: bool) -> None:
     if json_output:
         console.print_json(report)

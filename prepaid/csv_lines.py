@@ -236,6 +236,11 @@ def area_type_field(text: str) -> str:
     return like(_AREA_TYPE, "a type of area such as urban or rural, a-z and _")(text)
 
 
+def read_capabilities(text: str) -> tuple[str, ...]:
+    """Read what a meter takes: words with blanks, bars or commas between them."""
+    return tuple(sorted(set(text.replace("|", " ").replace(",", " ").casefold().split())))
+
+
 def _check_header(header: Sequence[str], required: Sequence[str], optional: Sequence[str], errors: Errors) -> None:
     known = {*required, *optional}
     for column in required:

@@ -52,7 +52,8 @@ from prepaid.processes import calendar_of
 from prepaid.settings import PrepaidError, Settings
 from prepaid.system import System, running_system
 from protocols.native import Relay
-from vending.edges.keys import Role, issue_api_key
+from vending.edges.keys import issue_api_key
+from vending.roles import Role
 from vending.sts.identity import (
     BaseDate,
     Drn,

@@ -5,15 +5,16 @@ Stage: where head-end and vending are put together, since neither imports the ot
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from psycopg import AsyncConnection
 
 from db.orders import wall_ms
 from headend.edges.engineer_api import Desk, add_engineer_api
 from prepaid.settings import Settings
-from vending.edges.auth import EngineerCaller, require_engineer
-from vending.edges.keys import Role, issue_api_key
+from vending.edges.auth import require_scope
+from vending.edges.key_desk import give_key
 from vending.edges.routes import CallerOf, state_of
+from vending.roles import Role, Scope
 
 
 def add_engineers(app: FastAPI, settings: Settings) -> None:
@@ -29,16 +30,17 @@ def add_engineers(app: FastAPI, settings: Settings) -> None:
     add_engineer_api(app, desk, only_engineers)
 
 
-async def only_engineers(caller: CallerOf) -> EngineerCaller:
-    """Let engineers pass. Raises: NotAllowed."""
-    return require_engineer(caller)
+async def only_engineers(request: Request, caller: CallerOf) -> None:
+    """Let engineers pass, and auditors where nothing is changed. Raises: NotAllowed."""
+    require_scope(caller, Scope.READ_ALL if request.method == "GET" else Scope.CHANGE_ACCOUNTS)
 
 
 def run_engineer_key(settings: Settings) -> str:
     """Return a new API key of an engineer."""
     from prepaid.administration import on_database
+    from prepaid.keys import login_name, sealing_master
 
     async def work(conn: AsyncConnection) -> str:
-        return (await issue_api_key(conn, Role.ENGINEER)).header
+        return (await give_key(conn, await sealing_master(settings, conn), Role.ENGINEER, by=login_name())).header
 
     return on_database(settings, work)

@@ -10,7 +10,8 @@ given. Columns marked * are required.
 
 Meters: serial*, rated_w* (W), register_end_wh* (Wh at which the register rolls over), make, model, custody (licensee
 or consumer), can_limit, can_read_again (yes or no), interval_s (seconds between readings), and for an STS meter all of
-drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year.
+drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year, and if known tct, key_change_tokens and capabilities
+(docs/meter-records.md).
 
 Accounts: number*, consumer* (name), usage_point*, meter_serial*, opened_at* (ISO 8601 with zone), register_wh* (Wh
 then), tariff_id*, sanctioned_load_w* (W), language, phone, email, area, feeder, mode (prepaid or postpaid),
@@ -24,6 +25,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import islice
@@ -36,8 +38,17 @@ from psycopg.errors import UniqueViolation
 from billing.assigning import AssignmentRefused, require_area
 from billing.supply import Mode
 from billing.tariff import LOAD_W_MAX, Tariff
+from db.meter_records import RecordFields
 from db.named import sql
-from db.registry import NewAccount, NewMeter, RegistryError, StsIdentity, add_meter, open_account
+from db.registry import (
+    USUAL_CAPABILITIES,
+    NewAccount,
+    NewMeter,
+    RegistryError,
+    StsIdentity,
+    add_meter,
+    open_account,
+)
 from db.tariffs import tariff_by_id
 from prepaid.administration import on_database
 from prepaid.console import progress_bars
@@ -55,6 +66,7 @@ from prepaid.csv_lines import (
     like,
     name_field,
     one_of,
+    read_capabilities,
     read_lines,
     refuse_repeated,
     shown,
@@ -63,6 +75,7 @@ from prepaid.csv_lines import (
 )
 from prepaid.processes import rules_of
 from prepaid.settings import Settings
+from vending.engines.records import KEYPAD_CARRIER, EngineName, faults_of, usual_key_change_tokens
 from vending.sts.errors import StsError
 from vending.sts.identity import (
     SGC_DIGITS,
@@ -87,6 +100,7 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _METER_REQUIRED = ("serial", "rated_w", "register_end_wh")
 _METER_OPTIONAL = ("make", "model", "custody", "can_limit", "can_read_again", "interval_s")
 _STS = ("drn", "ea", "dkga", "sgc", "key_type", "krn", "tariff_index", "ken", "base_year")
+_STS_OPTIONAL = ("tct", "key_change_tokens", "capabilities")
 _ACCOUNT_REQUIRED = (
     "number",
     "consumer",
@@ -197,7 +211,7 @@ def _chunks(lines: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _read_meters(file: Path, errors: Errors) -> list[Line[NewMeter]]:
-    lines = read_lines(file, _METER_REQUIRED, (*_METER_OPTIONAL, *_STS), errors)
+    lines = read_lines(file, _METER_REQUIRED, (*_METER_OPTIONAL, *_STS, *_STS_OPTIONAL), errors)
     refuse_repeated(lines, ("serial", "drn"), errors)
     read = []
     for number, fields in lines:
@@ -220,10 +234,10 @@ def _read_meters(file: Path, errors: Errors) -> list[Line[NewMeter]]:
 
 
 def _read_sts(line: Fields) -> StsIdentity | None:
-    """Read an STS meter's key record: all of its columns, or none."""
+    """Read an STS meter's key record: all of its columns, or none; what fits no engine is refused here."""
     if not any(line.has(column) for column in _STS):
         return None
-    return StsIdentity(
+    sts = StsIdentity(
         drn=line.require("drn", _drn, ""),
         ea=line.require("ea", _code(EncryptionAlgorithm), 0),
         dkga=line.require("dkga", _code(KeyDerivation), 0),
@@ -233,7 +247,16 @@ def _read_sts(line: Fields) -> StsIdentity | None:
         tariff_index=line.require("tariff_index", _digits(2), ""),
         ken=line.require("ken", whole_field(0, 255), 0),
         base_year=line.require("base_year", _base_year, 0),
+        tct=line.read("tct", whole_field(1, 99), KEYPAD_CARRIER),
+        key_change_tokens=line.read("key_change_tokens", whole_field(0, 4), None),
+        capabilities=line.read("capabilities", read_capabilities, USUAL_CAPABILITIES),
     )
+    tokens = usual_key_change_tokens(sts.ea) if sts.key_change_tokens is None else sts.key_change_tokens
+    values = {name: value for name, value in asdict(sts).items() if name not in ("drn", "key_change_tokens")}
+    record = RecordFields(engine=EngineName.STS.value, key_change_tokens=tokens, **values)
+    for fault in faults_of(record, drn=sts.drn) if line.good else ():
+        line.refuse(fault.field, fault.expected, fault.got)
+    return sts
 
 
 def _read_accounts(file: Path, errors: Errors) -> list[Line[NewAccount]]:

@@ -8,6 +8,7 @@ brought in by two people (`prepaid keys`).
 
 from __future__ import annotations
 
+import getpass
 import secrets
 import time
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from prepaid.hardening import forbid_core_dumps
 from prepaid.settings import Settings, SettingsError
 from vending.edges.key_loads import erase_lapsed
 from vending.edges.key_watch import KeyWatch
-from vending.edges.keys import add_vending_key, load_security_module
+from vending.edges.keys import add_vending_key, load_security_module, require_master
 from vending.edges.risk_limited import RiskLimitedModule, taking_from
 from vending.edges.security_modules import choose_security_module
 from vending.key_custody import MASTER_KEY_BYTES
@@ -72,6 +73,28 @@ def master_key(settings: Settings) -> bytes:
         # Raised afresh below: the codec's own error carries what is in the file.
         text = ""
     return _read_master(text, str(path))
+
+
+async def sealing_master(settings: Settings, conn: AsyncConnection) -> bytes:
+    """Read the master key for a command that seals something under it.
+
+    Raises: SettingsError where it is missing, or is not the one that the installation's keys are sealed under.
+    """
+    master = master_key(settings)
+    try:
+        await require_master(conn, master)
+    except SealBroken as error:
+        raise SettingsError(f"master key: {error}") from None
+    return master
+
+
+def login_name() -> str:
+    """Return who gives a command that asks for no name, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        return "command line"
 
 
 def _read_master(text: str, where: str) -> bytes:

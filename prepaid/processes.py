@@ -26,6 +26,7 @@ from prepaid.embedded import mqtt_address
 from prepaid.settings import Settings, SettingsError
 
 _log = structlog.get_logger("process")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def calendar_of(settings: Settings) -> LocalCalendar:
@@ -159,8 +160,12 @@ def run_api(settings: Settings) -> None:
     import uvicorn
 
     from prepaid.engineers import add_engineers
-    from prepaid.keys import installation_module
+    from prepaid.keys import installation_module, master_key
+    from prepaid.payments import online_settings
     from vending.edges.api import create_app
+    from vending.edges.client_certificates import CertificateProtocol, tls_options
+    from vending.edges.gate import PlainKeys
+    from vending.slips.blocks import Utility
 
     database_url = _required(settings.database_url, "PREPAID_DATABASE_URL")
     app = create_app(
@@ -171,9 +176,28 @@ def run_api(settings: Settings) -> None:
         vend_max_minor=settings.vend_max_minor,
         stale_reading_s=settings.stale_reading_s,
         sms_secret=None if settings.sms_secret is None else settings.sms_secret.encode(),
+        master=master_key(settings),
+        plain_keys=PlainKeys(settings.api_plain_keys),
+        utility=Utility(name=settings.utility_name, help_line=settings.utility_help),
+        online=online_settings(settings),
     )
     add_engineers(app, settings)
-    uvicorn.run(app, host=settings.api_host, port=settings.api_port, log_config=None, access_log=False)
+    if settings.api_tls_cert is None and settings.api_host not in _LOOPBACK:
+        _log.warning(
+            "api_without_tls", note="amounts and tokens go over the line openly, unless a proxy before it ends TLS"
+        )
+    # What a request makes is gone with its answer, and the application itself is for ever: see run_ingest.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    uvicorn.run(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        http="auto" if settings.api_tls_client_ca is None else CertificateProtocol,
+        **tls_options(settings.api_tls_cert, settings.api_tls_key, settings.api_tls_client_ca),
+    )
 
 
 def _run(body: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -77,6 +77,16 @@ class Settings(BaseSettings):
     time_zone: str = Field(default="Asia/Kolkata", description="IANA zone whose midnight ends a billing day")
     api_host: str = Field(default="127.0.0.1", description="address the HTTP API listens on")
     api_port: int = Field(default=8080, ge=0, le=65_535, description="TCP port of the HTTP API; 0 = any free")
+    api_plain_keys: Literal["never", "loopback", "consumers", "everywhere"] = Field(
+        default="loopback",
+        description="where the header X-Api-Key is enough and a request need not be signed: never, from this machine, "
+        "likewise and for consumers from everywhere, everywhere",
+    )
+    api_tls_cert: Path | None = Field(default=None, description="PEM file of the API's certificate; unset: plain HTTP")
+    api_tls_key: Path | None = Field(default=None, description="PEM file of the private key of api_tls_cert")
+    api_tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of who certifies callers; every caller then needs a certificate"
+    )
     lease_s: float = Field(default=10.0, ge=1, le=300, description="s a shard stays with a silent owner")
     ack_wait_s: float = Field(
         default=10.0, ge=1, le=300, description="s until an unacknowledged message is delivered again"
@@ -96,6 +106,26 @@ class Settings(BaseSettings):
     )
     vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
     vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")
+    utility_name: str | None = Field(default=None, max_length=96, description="whose name receipts carry; unset: none")
+    utility_help: str | None = Field(
+        default=None, max_length=192, description="last line of receipts, such as where to get help; unset: none"
+    )
+    payment_url: str | None = Field(
+        default=None,
+        description="payment gateway with Razorpay's interface, https://api.razorpay.com; unset: nobody pays online",
+    )
+    payment_key_id: str | None = Field(default=None, description="our key id at the payment gateway")
+    payment_key_secret: str | None = Field(default=None, repr=False, description="secret of payment_key_id")
+    payment_webhook_secret: str | None = Field(
+        default=None, repr=False, description="secret that the payment gateway signs its webhooks with"
+    )
+    payment_timeout_s: float = Field(default=10.0, ge=1, le=60, description="s to wait for the payment gateway")
+    public_url: str | None = Field(
+        default=None, description="address by which consumers reach the API, such as https://power.example"
+    )
+    recharge_link_secret: str | None = Field(
+        default=None, repr=False, description="secret of 32 characters or more that signs recharge links"
+    )
     ingest_processes: int = Field(
         default=1, ge=1, le=32, description="under `up`: ingest processes, which share the 32 shards"
     )
@@ -214,7 +244,7 @@ class Settings(BaseSettings):
     def _mqtt_address(cls, url: str | None) -> str | None:
         return _address(url, schemes=("mqtt",))
 
-    @field_validator("sms_url")
+    @field_validator("sms_url", "payment_url", "public_url")
     @classmethod
     def _http_address(cls, url: str | None) -> str | None:
         return _address(url, schemes=("https", "http"))
@@ -247,7 +277,7 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from None
         return text
 
-    @field_validator("sms_secret")
+    @field_validator("sms_secret", "recharge_link_secret")
     @classmethod
     def _long_secret(cls, text: str | None) -> str | None:
         if text is not None and len(text) < SECRET_LENGTH_MIN:
@@ -270,6 +300,30 @@ class Settings(BaseSettings):
     def _module_is_whole(self) -> Self:
         if (self.sts_module is None) != (self.sts_module_registers is None):
             raise ValueError("sts_module: expected sts_module_registers beside it, and neither without the other")
+        return self
+
+    @model_validator(mode="after")
+    def _payments_are_whole(self) -> Self:
+        needed = (
+            self.payment_key_id,
+            self.payment_key_secret,
+            self.payment_webhook_secret,
+            self.public_url,
+            self.recharge_link_secret,
+        )
+        if self.payment_url is not None and None in needed:
+            raise ValueError(
+                "payment_url: expected payment_key_id, payment_key_secret, payment_webhook_secret, public_url and"
+                " recharge_link_secret beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.api_tls_cert is None) != (self.api_tls_key is None):
+            raise ValueError("api_tls_cert: expected api_tls_key beside it, and neither without the other")
+        if self.api_tls_client_ca is not None and self.api_tls_cert is None:
+            raise ValueError("api_tls_client_ca: expected api_tls_cert and api_tls_key beside it")
         return self
 
     @model_validator(mode="after")

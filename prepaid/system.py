@@ -71,7 +71,8 @@ class System:
     @property
     def api_url(self) -> str:
         """Address of the HTTP API, if its process was started."""
-        return f"http://{self.settings.api_host}:{self.api_port}"
+        scheme = "http" if self.settings.api_tls_cert is None else "https"
+        return f"{scheme}://{self.settings.api_host}:{self.api_port}"
 
     def pid(self, name: str) -> int:
         """Return the process id of one of ours."""

@@ -27,6 +27,7 @@ from protocols.native import (
     TID_MAX,
     TIME_MS_MAX,
     CommandReply,
+    CouponEntered,
     EntryResult,
     MeterEvent,
     OrderKind,
@@ -42,7 +43,7 @@ _CRC_BYTES: Final = 2
 _CRC_START: Final = 0xFFFF
 _VARINT_BITS_MAX: Final = 70  # Ten bytes hold the 65 bits of a zigzag 64-bit number plus 1.
 
-_READINGS, _EVENT, _REPLY, _TOKEN = 1, 2, 3, 4
+_READINGS, _EVENT, _REPLY, _TOKEN, _COUPON = 1, 2, 3, 4, 5
 # Flags of readings; the channels follow in the order of _CHANNELS.
 _HAS_SEQ, _HAS_CLOCK, _HAS_RELAY, _HAS_CREDIT, _HAS_EVENTS, _FIRST_CHANNEL = 1, 2, 4, 8, 16, 32
 _CHANNELS: Final = ("export_wh", "voltage_mv", "current_ma", "power_w", "pf_milli", "freq_mhz")
@@ -56,6 +57,7 @@ _ENTRY_RESULTS: Final = tuple(EntryResult)
 _REPLY_RELAY, _REPLY_THRESHOLD = 2, 4
 _TOKEN_TID = 2
 _LAST_DIGITS_MAX: Final = 9_999
+_PIN_MAX: Final = 10**16 - 1
 _INT32: Final = (-(2**31), 2**31 - 1)
 _INT64: Final = (-(2**63), INT64_MAX)
 _REGISTER: Final = (0, INT64_MAX)
@@ -84,14 +86,16 @@ def decode_compact(serial: str, level: str, payload: bytes) -> Uplink:
         uplink = _take_reply(fields)
     elif (kind, level) == (_TOKEN, "ev"):
         uplink = _take_token(fields)
+    elif (kind, level) == (_COUPON, "ev"):
+        uplink = _take_coupon(fields)
     else:
-        raise Malformed(f"kind: expected 1 on rd, 2 to 4 on ev, got {kind} on {level}, meter {serial}")
+        raise Malformed(f"kind: expected 1 on rd, 2 to 5 on ev, got {kind} on {level}, meter {serial}")
     fields.end()
     return uplink
 
 
 def encode_compact(uplink: Uplink) -> bytes:
-    """Encode readings, an event, a reply or a token; readings may have gaps, as a block with null has.
+    """Encode readings, an event, a reply, a token or a coupon; readings may have gaps, as a block with null has.
 
     Raises: Malformed if readings are not whole seconds apart or exceed a block. Ranges are the caller's concern.
     """
@@ -101,8 +105,10 @@ def encode_compact(uplink: Uplink) -> bytes:
         body = _put_head(_EVENT, uplink, 0) + _varint(uplink.code)
     elif isinstance(uplink, CommandReply):
         body = _put_reply(uplink)
-    else:
+    elif isinstance(uplink, TokenEntered):
         body = _put_token(uplink)
+    else:
+        body = _put_coupon(uplink)
     frame = bytes((FIRST_BYTE,)) + body
     return frame + _crc(uplink.serial, frame).to_bytes(_CRC_BYTES)
 
@@ -248,6 +254,16 @@ def _take_token(fields: _Fields) -> TokenEntered:
     )
 
 
+def _take_coupon(fields: _Fields) -> CouponEntered:
+    flags = fields.number("flags", _HAS_SEQ)
+    return CouponEntered(
+        serial=fields.serial,
+        seq=fields.number("seq", INT64_MAX) if flags & _HAS_SEQ else None,
+        at_ms=fields.number("at", TIME_MS_MAX),
+        pin=f"{fields.number('PIN', _PIN_MAX):016d}",
+    )
+
+
 def _put_readings(readings: Readings) -> bytes:
     times = readings.read_at_ms
     step_ms = _step_ms(times)
@@ -323,7 +339,11 @@ def _put_token(entered: TokenEntered) -> bytes:
     return body if entered.tid is None else body + _varint(entered.tid)
 
 
-def _put_head(kind: int, uplink: MeterEvent | CommandReply | TokenEntered, flags: int) -> bytes:
+def _put_coupon(entered: CouponEntered) -> bytes:
+    return _put_head(_COUPON, entered, 0) + _varint(int(entered.pin))
+
+
+def _put_head(kind: int, uplink: MeterEvent | CommandReply | TokenEntered | CouponEntered, flags: int) -> bytes:
     if uplink.seq is None:
         return _varint(kind) + _varint(flags) + _varint(uplink.at_ms)
     return _varint(kind) + _varint(flags | _HAS_SEQ) + _varint(uplink.seq) + _varint(uplink.at_ms)

@@ -7,21 +7,22 @@ taken for the return of supply (Supply Code 2024 item 17, R-17iii), so no line f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
 from typing import assert_never
 
 from billing.calendar import from_ms
+from billing.estimate import Purchase
 from billing.money import format_minor
+from billing.rating import Lines, total
+from billing.statement import line_title
 from billing.supply import Supply
 from billing.tariff import BASIS_POINTS
-from vending.sts.amounts import CURRENCY_STEPS_PER_UNIT
-from vending.sts.tokens import TokenNumber
+from vending.engines.port import CarriedUnit, IssuedToken
 
-CREDIT_TOKEN_CLASS = 0
-CURRENCY_ELECTRICITY_SUBCLASS = 4
 _WH_PER_TENTH_KWH = 100
-_E5_DECIMALS = len(str(CURRENCY_STEPS_PER_UNIT)) - 1
+_GROUP_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,15 @@ class ReceiptLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MonthSoFar:
+    """The bill of an account from the first day of its bill part to its money time, as its running lines say."""
+
+    first: date
+    energy_wh: int
+    lines: Lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """A vend that was credited.
 
@@ -42,7 +52,9 @@ class Receipt:
     then supply should be on, and without credit it may still be (billing.supply_policy). It counts in what the next
     recharge loses to arrears. Earlier arrears are those brought in from before prepayment; a balance below zero is not
     one of them. `supply_before` is what the meter last reported, `supply_after` what it should have now; `energy_wh` is
-    about what the credit that the recharge leaves pays for at this month's rates.
+    about what the credit that the recharge leaves pays for at this month's rates, `buys` the same step by step.
+    `key_change_first` is how many key-change tokens the meter has to take before this one, `key_change_tokens` their
+    digits in order, where they are known.
     """
 
     message_id: str
@@ -54,9 +66,7 @@ class Receipt:
     amount_minor: int
     balance_before_minor: int
     balance_after_minor: int
-    token: TokenNumber
-    tid: int
-    token_amount_e5: int
+    token: IssuedToken
     supply_before: Supply
     supply_after: Supply
     restores_with_minor: int
@@ -65,6 +75,14 @@ class Receipt:
     issued_ms: int
     earlier_arrears_paid_minor: int = 0
     earlier_arrears_left_minor: int = 0
+    key_change_first: int = 0
+    key_change_tokens: tuple[str, ...] = field(default=(), repr=False)
+    buys: Purchase | None = None
+    month: MonthSoFar | None = None
+    receipt_number: str | None = None
+    terminal: str | None = None
+    operator: str | None = None
+    tender: str | None = None
 
     def __post_init__(self) -> None:
         after_minor = self.balance_before_minor + self.kept_minor
@@ -86,6 +104,9 @@ class Receipt:
 def receipt_lines(receipt: Receipt) -> Iterator[ReceiptLine]:
     """Yield the lines in the order they are printed."""
     cash = f"{receipt.currency} "
+    if receipt.key_change_first:
+        text = f"Enter the {receipt.key_change_first} key-change tokens first, then this one"
+        yield ReceiptLine(code="key_change_first", text=text)
     yield _money_line("recharge", f"Recharge received: {cash}", receipt.amount_minor)
     if receipt.earlier_arrears_paid_minor:
         label = f"Paid towards earlier arrears: {cash}"
@@ -103,7 +124,7 @@ def receipt_lines(receipt: Receipt) -> Iterator[ReceiptLine]:
     yield ReceiptLine(code="energy", text=text)
     yield _supply_line(receipt)
     yield ReceiptLine(code="token", text=f"Token: {receipt.token.grouped}")
-    yield ReceiptLine(code="token_amount", text=f"The token carries: {cash}{format_e5(receipt.token_amount_e5)}")
+    yield ReceiptLine(code="token_amount", text=f"The token carries: {_carried(receipt)}")
     if receipt.rebate_basis_points:
         percent = format_percent(receipt.rebate_basis_points)
         yield ReceiptLine(code="rebate", text=f"{percent} % rebate on energy charges is given as the energy is used")
@@ -124,14 +145,8 @@ def receipt_to_api(receipt: Receipt) -> dict[str, object]:
         **money_to_api("balance_after", receipt.balance_after_minor),
         **money_to_api("earlier_arrears_paid", receipt.earlier_arrears_paid_minor),
         **money_to_api("earlier_arrears_left", receipt.earlier_arrears_left_minor),
-        "tid": receipt.tid,
-        "token": {
-            "digits": receipt.token.digits,
-            "grouped": receipt.token.grouped,
-            "class": CREDIT_TOKEN_CLASS,
-            "subclass": CURRENCY_ELECTRICITY_SUBCLASS,
-            "amount": format_e5(receipt.token_amount_e5),
-        },
+        "tid": receipt.token.tid,
+        "token": _token_to_api(receipt.token),
         "supply": {
             "state_before": receipt.supply_before.value,
             "state_after_desired": receipt.supply_after.value,
@@ -139,6 +154,13 @@ def receipt_to_api(receipt: Receipt) -> dict[str, object]:
         },
         "energy_wh": receipt.energy_wh,
         "lines": [_line_to_api(line) for line in receipt_lines(receipt)],
+        "key_change_tokens": [_digits_to_api(digits) for digits in receipt.key_change_tokens],
+        "buys": None if receipt.buys is None else _purchase_to_api(receipt.buys),
+        "month": None if receipt.month is None else _month_to_api(receipt.month),
+        "receipt_number": receipt.receipt_number,
+        "terminal": receipt.terminal,
+        "operator": receipt.operator,
+        "tender": receipt.tender,
     }
 
 
@@ -147,17 +169,32 @@ def money_to_api(name: str, amount_minor: int) -> dict[str, object]:
     return {name: format_minor(amount_minor), f"{name}_minor": amount_minor}
 
 
-def format_e5(amount_e5: int) -> str:
-    """Print an amount in 10^-5 of the currency exactly, with five decimals."""
-    major, rest = divmod(abs(amount_e5), CURRENCY_STEPS_PER_UNIT)
-    return f"{'-' if amount_e5 < 0 else ''}{major}.{rest:0{_E5_DECIMALS}d}"
-
-
 def format_percent(basis_points: int) -> str:
     """Print a share in percent without idle decimals, e.g. `1` or `1.25`."""
     whole, rest = divmod(basis_points * 100, BASIS_POINTS)
     decimals = f"{rest * 100 // BASIS_POINTS:02d}".rstrip("0")
     return f"{whole}.{decimals}" if decimals else f"{whole}"
+
+
+def _carried(receipt: Receipt) -> str:
+    """Print what the token really carries, in money, energy or time."""
+    carried = receipt.token.carried
+    assert carried is not None, f"receipt {receipt.message_id}: a credit token carries an amount"
+    if carried.unit is CarriedUnit.CURRENCY:
+        return f"{receipt.currency} {carried.text}"
+    return f"{carried.text} {carried.unit.value}"
+
+
+def _token_to_api(token: IssuedToken) -> dict[str, object]:
+    return {
+        "digits": token.digits,
+        "grouped": token.grouped,
+        "engine": token.engine.value,
+        "class": token.token_class,
+        "subclass": token.subclass,
+        "amount": token.carried and token.carried.text,
+        "unit": token.carried and token.carried.unit.value,
+    }
 
 
 def _supply_line(receipt: Receipt) -> ReceiptLine:
@@ -187,6 +224,41 @@ def _supply_line(receipt: Receipt) -> ReceiptLine:
 
 def _money_line(code: str, label: str, amount_minor: int) -> ReceiptLine:
     return ReceiptLine(code=code, text=f"{label}{format_minor(amount_minor)}", amount_minor=amount_minor)
+
+
+def _digits_to_api(digits: str) -> dict[str, object]:
+    groups = [digits[at : at + _GROUP_DIGITS] for at in range(0, len(digits), _GROUP_DIGITS)]
+    return {"digits": digits, "grouped": " ".join(groups)}
+
+
+def _purchase_to_api(buys: Purchase) -> dict[str, object]:
+    steps = [
+        {
+            "line": step.line,
+            "from_wh": step.from_wh,
+            "to_wh": step.to_wh,
+            "energy_wh": step.energy_wh,
+            "rate_milli_per_kwh": step.rate_milli_per_kwh,
+            **money_to_api("amount", step.amount_minor),
+        }
+        for step in buys.steps
+    ]
+    cost = money_to_api("cost", buys.cost_minor)
+    return {"energy_wh": buys.energy_wh, "steps": steps, "lines": _lines_to_api(buys.lines), **cost}
+
+
+def _month_to_api(month: MonthSoFar) -> dict[str, object]:
+    charged = money_to_api("charged", total(month.lines))
+    lines = _lines_to_api(month.lines)
+    return {"from": month.first.isoformat(), "energy_wh": month.energy_wh, "lines": lines, **charged}
+
+
+def _lines_to_api(lines: Mapping[str, int]) -> list[dict[str, object]]:
+    return [
+        {"line": name, "title": line_title(name, {}), **money_to_api("amount", amount_minor)}
+        for name, amount_minor in lines.items()
+        if amount_minor
+    ]
 
 
 def _line_to_api(line: ReceiptLine) -> dict[str, object]:

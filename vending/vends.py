@@ -1,10 +1,8 @@
-"""A vend before and between its writes: what was asked, what is refused, which token carries it.
+"""A vend before its writes: what was asked, and what is refused whatever token would carry it.
 
-Stage: after the bytes of a request, before its transaction writes anything. Enters: fields as sent, the meter's
-record, the limits, an instant. Leaves: a `VendRequest` and its digest, a `Declined` that is stored as the answer, or
-an `IssuedToken`. Never: a database, a clock, the ledger, an HTTP status.
-
-Standard: IEC 62055-41 for the token (class 0 subclass 4, currency credit, electricity).
+Stage: after the bytes of a request, before its transaction writes anything. Enters: fields as sent, the limits.
+Leaves: a `VendOrder` and its digest, or a `Declined` that is stored as the answer. Never: a database, a clock, the
+ledger, a token (see vending.engines), an HTTP status.
 """
 
 from __future__ import annotations
@@ -12,45 +10,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from billing.calendar import from_ms
-from billing.money import MINOR_PER_MAJOR, format_minor, parse_amount
+from billing.journals import Ledger
+from billing.money import format_minor, parse_amount
 from billing.prepayment import CategoryRules
 from billing.supply import Mode
-from vending.security import (
-    CreditKeyTypeRefused,
-    SecurityModule,
-    VendingKeyExpired,
-    VendingKeyUnknown,
-)
-from vending.sts.amounts import CURRENCY_STEPS_PER_UNIT, CurrencyField
-from vending.sts.errors import StsError, TidOutOfRange
-from vending.sts.identity import (
-    DRN_DIGITS,
-    IIN_OF_13_DIGIT_DRN,
-    BaseDate,
-    Drn,
-    EncryptionAlgorithm,
-    KeyDerivation,
-    KeyType,
-    MeterKeyRecord,
-    is_luhn_valid,
-)
-from vending.sts.tid import TidDeclined, TidDeclineReason, is_key_expired, next_tid, tid_at
-from vending.sts.tokens import CreditService, TokenNumber
+from vending.sts.identity import DRN_DIGITS, is_luhn_valid
+from vending.sts.tokens import TokenNumber
 
 # A message id goes into paths and logs. 64 characters hold a UUID, or terminal, time and number of XMLVend.
 MESSAGE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 # What may name a meter: a serial as the meters table allows it; a DRN is a special case of its form.
 METER_PATTERN = r"^[A-Za-z0-9_-]{1,32}$"
-IIN_OF_11_DIGIT_DRN = "600727"
+# Tokens of OpenPAYGO devices; their longest has 20 digits as those of STS.
+_DEVICE_TOKEN_DIGITS = (9, 12, 15)
+
+# A terminal or an operator of a vendor, as the vendor names them.
+TERMINAL_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
+# Units are sold in steps of what a token can hold.
+UNITS_PATTERN = r"^[0-9]{1,6}(\.[0-9])?$"
+_WH_PER_TENTH_KWH = 100
 
 _MESSAGE_ID = re.compile(MESSAGE_ID_PATTERN.strip("^$"))
 _METER = re.compile(METER_PATTERN.strip("^$"))
-_STEPS_PER_MINOR = CURRENCY_STEPS_PER_UNIT // MINOR_PER_MAJOR
+_TERMINAL = re.compile(TERMINAL_PATTERN.strip("^$"))
+_UNITS = re.compile(UNITS_PATTERN.strip("^$"))
 
 
 class VendingError(Exception):
@@ -85,8 +73,15 @@ class DeclineReason(StrEnum):
     METER_NOT_BILLED = "meter_not_billed"
     METER_WITHOUT_STS = "meter_without_sts"
     METER_KEY_UNSUPPORTED = "meter_key_unsupported"
+    METER_NOT_CAPABLE = "meter_not_capable"
+    ENGINE_NOT_OFFERED = "engine_not_offered"
+    KEY_CHANGE_REFUSED = "key_change_refused"
     AMOUNT_BELOW_MINIMUM = "amount_below_minimum"
     AMOUNT_ABOVE_MAXIMUM = "amount_above_maximum"
+    CASH_ABOVE_LIMIT = "cash_above_limit"
+    KEY_CHANGE_NEEDED = "key_change_needed"
+    VENDOR_CREDIT = "vendor_credit"
+    VEND_REVERSED = "vend_reversed"
     VENDOR_INACTIVE = "vendor_inactive"
     POSTPAID_ACCOUNT = "postpaid_account"
     KEY_EXPIRED = "key_expired"
@@ -94,13 +89,15 @@ class DeclineReason(StrEnum):
     VENDING_KEY_UNKNOWN = "vending_key_unknown"
     TID_TOO_FAR_AHEAD = "tid_too_far_ahead"
     TID_ERA_EXHAUSTED = "tid_era_exhausted"
+    RISK_LIMIT = "risk_limit"
+    MODULE_REFUSED = "module_refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declined:
     """The answer is no, for ever under this message id.
 
-    Invariants: `limit_minor` is set for the two amount limits only.
+    Invariants: `limit_minor` is set for limits of an amount only.
     """
 
     reason: DeclineReason
@@ -108,16 +105,74 @@ class Declined:
     limit_minor: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VendRequest:
-    """What a station asks for.
+class Funding(StrEnum):
+    """Whose money a recharge is; the value is stored."""
 
-    Invariants: every field is of its form; `amount_minor` is 0 or more and not yet held against the limits.
+    VENDOR = "vendor"
+    COUPON = "coupon"
+    ONLINE = "online"
+    FREE_ISSUE = "free_issue"
+    SUBSIDY = "subsidy"
+
+
+# The ledger that a recharge takes its money from, and a reversal gives it back to.
+LEDGER_OF_FUNDING = {
+    Funding.VENDOR: Ledger.VENDOR_CLEARING,
+    Funding.COUPON: Ledger.COUPONS,
+    Funding.ONLINE: Ledger.GATEWAY_CLEARING,
+    Funding.FREE_ISSUE: Ledger.FREE_ISSUES,
+    Funding.SUBSIDY: Ledger.SUBSIDY_RECEIVABLE,
+}
+
+
+class Tender(StrEnum):
+    """How the consumer paid the seller."""
+
+    CASH = "cash"
+    CARD = "card"
+    UPI = "upi"
+    WALLET = "wallet"
+    CHEQUE = "cheque"
+
+
+class Release(StrEnum):
+    """When the token is given out: with the answer, or once the station confirms that it was paid."""
+
+    AT_ONCE = "at_once"
+    ON_CONFIRM = "on_confirm"
+
+
+class VendState(StrEnum):
+    """Where a vend stands after its answer. `unknown`: taken back by the station after the token was given out."""
+
+    REFUSED = "refused"
+    RELEASED = "released"
+    HELD = "held"
+    CONFIRMED = "confirmed"
+    UNKNOWN = "unknown"
+    REVERSED = "reversed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VendOrder:
+    """What a seller asks for: an amount of money, or the energy that it has to buy.
+
+    Units: `amount_minor` in minor units, `energy_wh` in Wh.
+    Invariants: every field is of its form; exactly one of the two is set, 0 or more and not yet held against the
+    limits. `tender` is None where nobody pays at a desk, `reason` set where nobody pays.
     """
 
     message_id: str
     meter: str
-    amount_minor: int
+    amount_minor: int | None = None
+    energy_wh: int | None = None
+    tender: Tender | None = Tender.CASH
+    release: Release = Release.AT_ONCE
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        one = (self.amount_minor is None) != (self.energy_wh is None)
+        assert one, f"vend {self.message_id}: expected an amount or units, not both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,41 +189,66 @@ class VendLimits:
         assert 1 <= self.min_minor <= self.max_minor, f"vend limits: got {self.min_minor} to {self.max_minor}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StsFields:
-    """A meter's STS columns as stored; `last_tid` is the TID of its latest token."""
-
-    drn: str
-    ea: int
-    dkga: int
-    sgc: str
-    key_type: int
-    krn: int
-    tariff_index: str
-    ken: int
-    base_year: int
-    last_tid: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssuedToken:
-    """A minted token, its TID, and the credit that it really carries, in 10^-5 of the currency."""
-
-    number: TokenNumber
-    tid: int
-    amount_e5: int
-
-
-def read_request(*, message_id: str, meter: str, amount: str) -> VendRequest:
+def read_order(
+    *,
+    message_id: str,
+    meter: str,
+    amount: str | None = None,
+    units: str | None = None,
+    tender: Tender | None = Tender.CASH,
+    release: Release = Release.AT_ONCE,
+    reason: str | None = None,
+) -> VendOrder:
     """Read the fields of a vend.
 
     Raises: MalformedRequest; BadAmount for anything but digits with none or two decimals.
     """
-    if not _MESSAGE_ID.fullmatch(message_id):
+    if (amount is None) == (units is None):
+        raise MalformedRequest("body.amount, body.units: expected one of the two, got both or none")
+    return VendOrder(
+        message_id=read_message_id(message_id),
+        meter=read_meter(meter),
+        amount_minor=None if amount is None else parse_amount(amount),
+        energy_wh=None if units is None else read_units(units),
+        tender=tender,
+        release=release,
+        reason=reason,
+    )
+
+
+def read_message_id(text: str) -> str:
+    """Read a message id.
+
+    Raises: MalformedRequest.
+    """
+    if not _MESSAGE_ID.fullmatch(text):
         raise MalformedRequest(
-            f"message_id: expected 1-64 letters, digits, dots, colons, dashes, got {len(message_id)} characters"
+            f"message_id: expected 1-64 letters, digits, dots, colons, dashes, got {len(text)} characters"
         )
-    return VendRequest(message_id=message_id, meter=read_meter(meter), amount_minor=parse_amount(amount))
+    return text
+
+
+def read_terminal(text: str | None) -> str | None:
+    """Read a vendor's name of a terminal or an operator; None stays None.
+
+    Raises: MalformedRequest.
+    """
+    if text is not None and not _TERMINAL.fullmatch(text):
+        raise MalformedRequest(
+            f"terminal, operator: expected 1-64 letters, digits, dots, colons, dashes, got {len(text)} characters"
+        )
+    return text
+
+
+def read_units(text: str) -> int:
+    """Read energy in kWh with none or one decimal; return Wh.
+
+    Raises: MalformedRequest.
+    """
+    if not _UNITS.fullmatch(text):
+        raise MalformedRequest(f"units: expected kWh with none or one decimal, got {len(text)} characters")
+    whole, _, tenths = text.partition(".")
+    return (int(whole) * 10 + int(tenths or 0)) * _WH_PER_TENTH_KWH
 
 
 def read_meter(text: str) -> str:
@@ -183,21 +263,41 @@ def read_meter(text: str) -> str:
     return text
 
 
-def request_digest(request: VendRequest) -> bytes:
+def order_digest(order: VendOrder) -> bytes:
     """Return the SHA-256 by which two requests under one message id are told apart.
 
-    `500` and `500.00` are the same request; a meter named by serial and by DRN are two.
+    `500` and `500.00` are the same request; a meter named by serial and by DRN are two. What is usual is left out, so
+    that a vend of before there was a choice is told by what it was told by then. Terminal and operator are no part of
+    it: they say who asks, not what for.
     """
-    canonical = {"amount_minor": request.amount_minor, "meter": request.meter}
+    canonical: dict[str, object] = {"meter": order.meter}
+    if order.amount_minor is not None:
+        canonical["amount_minor"] = order.amount_minor
+    if order.energy_wh is not None:
+        canonical["energy_wh"] = order.energy_wh
+    if order.tender is not None and order.tender is not Tender.CASH:
+        canonical["tender"] = order.tender.value
+    if order.release is not Release.AT_ONCE:
+        canonical["release"] = order.release.value
+    if order.reason is not None:
+        canonical["reason"] = order.reason
+    return digest_of(canonical)
+
+
+def digest_of(canonical: Mapping[str, object]) -> bytes:
+    """Return the SHA-256 of what a request asks for."""
     return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
-def read_token(text: str) -> TokenNumber:
-    """Read 20 digits as typed, with or without spaces or dashes between groups.
+def read_digits(text: str) -> str:
+    """Read a token as typed, with or without spaces or dashes between groups.
 
-    Raises: MalformedToken for anything else, as 19 digits.
+    Raises: MalformedToken for what is neither 20 digits of STS nor 9, 12 or 15 of OpenPAYGO.
     """
-    return TokenNumber(text.replace(" ", "").replace("-", ""))
+    digits = text.replace(" ", "").replace("-", "")
+    if len(digits) in _DEVICE_TOKEN_DIGITS and digits.isascii() and digits.isdigit():
+        return digits
+    return TokenNumber(digits).digits
 
 
 def require_drn_check_digit(meter: str) -> None:
@@ -226,6 +326,17 @@ def judge_amount(amount_minor: int, limits: VendLimits) -> Declined | None:
     return None
 
 
+def judge_cash(amount_minor: int, tender: Tender | None, most_minor: int) -> Declined | None:
+    """Hold an amount paid in cash against the most that is taken in cash (R-26)."""
+    if tender is not Tender.CASH or amount_minor <= most_minor:
+        return None
+    return Declined(
+        reason=DeclineReason.CASH_ABOVE_LIMIT,
+        message=f"cash: expected {format_minor(most_minor)} or less, got {format_minor(amount_minor)}",
+        limit_minor=most_minor,
+    )
+
+
 def category_limits(outer: VendLimits, rules: CategoryRules) -> VendLimits:
     """Narrow an installation's limits to a category's; where the two do not meet, the installation's bound holds."""
 
@@ -248,95 +359,4 @@ def judge_mode(mode: Mode, account: str) -> Declined | None:
         return None
     return Declined(
         reason=DeclineReason.POSTPAID_ACCOUNT, message=f"account {account}: expected a prepaid one, got postpaid"
-    )
-
-
-def key_record(fields: StsFields) -> MeterKeyRecord | Declined:
-    """Read a meter's stored STS columns as the record to mint with."""
-    try:
-        return MeterKeyRecord(
-            iin=IIN_OF_13_DIGIT_DRN if len(fields.drn) == max(DRN_DIGITS) else IIN_OF_11_DIGIT_DRN,
-            drn=Drn(fields.drn),
-            ea=EncryptionAlgorithm(f"{fields.ea:02d}"),
-            dkga=KeyDerivation(f"{fields.dkga:02d}"),
-            sgc=fields.sgc,
-            kt=KeyType(fields.key_type),
-            krn=fields.krn,
-            tariff_index=int(fields.tariff_index),
-            ken=fields.ken,
-            base_date=BaseDate(f"{fields.base_year % 100:02d}"),
-        )
-    except (StsError, ValueError) as error:
-        return Declined(reason=DeclineReason.METER_KEY_UNSUPPORTED, message=f"meter {fields.drn}: {error}")
-
-
-def choose_tid(record: MeterKeyRecord, last_tid: int | None, *, now_ms: int) -> int | Declined:
-    """Return the TID of the meter's next token, above its last one; the caller persists it with the token."""
-    try:
-        now_tid = tid_at(from_ms(now_ms), record.base_date)
-    except TidOutOfRange as error:
-        return Declined(reason=DeclineReason.TID_ERA_EXHAUSTED, message=f"meter {record.drn}: {error}")
-    tid = next_tid(last_tid, now_tid)
-    if isinstance(tid, TidDeclined):
-        return _declined_tid(record, tid)
-    if is_key_expired(tid, record.ken):
-        return Declined(
-            reason=DeclineReason.KEY_EXPIRED,
-            message=f"meter {record.drn}: expected a key with KEN {tid >> 16} or more, got {record.ken}; "
-            "the meter needs a key change first",
-        )
-    return tid
-
-
-def judge_key(module: SecurityModule, record: MeterKeyRecord) -> Declined | None:
-    """Tell before a sale, as far as can be told without minting, whether the meter's key takes credit."""
-    if record.kt in (KeyType.INITIALISATION, KeyType.DEFAULT):
-        return Declined(
-            reason=DeclineReason.KEY_TYPE_REFUSED,
-            message=f"meter {record.drn}: expected key type 2 or 3 to take credit, got {record.kt:d}",
-        )
-    try:
-        module.key_check_value(sgc=record.sgc, krn=record.krn)
-    except StsError as error:
-        return declined_by_module(record, error)
-    return None
-
-
-def issue_token(module: SecurityModule, fields: StsFields, amount_minor: int, *, now_ms: int) -> IssuedToken | Declined:
-    """Mint the token that carries an amount to a meter.
-
-    Rounds: the carried amount up to what the token's field can hold, in the consumer's favour.
-    """
-    record = key_record(fields)
-    if isinstance(record, Declined):
-        return record
-    tid = choose_tid(record, fields.last_tid, now_ms=now_ms)
-    if isinstance(tid, Declined):
-        return tid
-    try:
-        amount = CurrencyField.encode(amount_minor * _STEPS_PER_MINOR)
-        number = module.mint_currency_credit(record, service=CreditService.ELECTRICITY, amount=amount, tid=tid)
-    except StsError as error:
-        return declined_by_module(record, error)
-    return IssuedToken(number=number, tid=tid, amount_e5=amount.amount_e5)
-
-
-def declined_by_module(record: MeterKeyRecord, error: StsError) -> Declined:
-    """Turn what the security module refuses into the answer; its messages hold neither keys nor tokens."""
-    reasons: dict[type[StsError], DeclineReason] = {
-        VendingKeyExpired: DeclineReason.KEY_EXPIRED,
-        CreditKeyTypeRefused: DeclineReason.KEY_TYPE_REFUSED,
-        VendingKeyUnknown: DeclineReason.VENDING_KEY_UNKNOWN,
-    }
-    reason = reasons.get(type(error), DeclineReason.METER_KEY_UNSUPPORTED)
-    return Declined(reason=reason, message=f"meter {record.drn}: {error}")
-
-
-def _declined_tid(record: MeterKeyRecord, declined: TidDeclined) -> Declined:
-    if declined.reason is TidDeclineReason.ERA_EXHAUSTED:
-        reason, expected = DeclineReason.TID_ERA_EXHAUSTED, "a TID inside the meter's era"
-    else:
-        reason, expected = DeclineReason.TID_TOO_FAR_AHEAD, f"a TID near {declined.now_tid}"
-    return Declined(
-        reason=reason, message=f"meter {record.drn}: expected {expected}, got {declined.wanted_tid} as the next one"
     )

@@ -7,6 +7,8 @@ facts, templates in English, Hindi and Punjabi, the way a notice takes, commands
 from billing.notices.facts import (
     FACTS,
     BalanceAnswer,
+    CouponReason,
+    CouponRefused,
     Cut,
     Exhausted,
     Facts,
@@ -37,6 +39,8 @@ __all__ = [
     "FACTS",
     "BalanceAnswer",
     "Channel",
+    "CouponReason",
+    "CouponRefused",
     "Cut",
     "Exhausted",
     "Facts",

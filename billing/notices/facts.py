@@ -32,6 +32,19 @@ class TamperEvent(StrEnum):
     CURRENT_REVERSED = "current_reversed"
 
 
+class CouponReason(StrEnum):
+    """Why a coupon was not taken, as far as a person is told."""
+
+    COUPON_MISTYPED = "coupon_mistyped"
+    COUPON_UNKNOWN = "coupon_unknown"
+    COUPON_USED = "coupon_used"
+    COUPON_LAPSED = "coupon_lapsed"
+    COUPON_UNUSABLE = "coupon_unusable"
+    COUPON_WAIT = "coupon_wait"
+    COUPON_METER = "coupon_meter"
+    COUPON_NOT_NOW = "coupon_not_now"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What every kind's facts can do: become JSON and come back the same."""
@@ -270,11 +283,20 @@ class Started(Facts):
     kind: ClassVar[NoticeKind] = NoticeKind.STARTED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouponRefused(Facts):
+    """A coupon that was sent by SMS or typed at the meter was not taken."""
+
+    kind: ClassVar[NoticeKind] = NoticeKind.COUPON_REFUSED
+    reason: CouponReason
+
+
 FACTS: Mapping[NoticeKind, type[Facts]] = {
     each.kind: each
     for each in (
         Low, Exhausted, Cut, Limited, Restored, Recharged, Forecast, StatementReady, Tamper, Outage, RestoredPower, Otp,
         BalanceAnswer, UseAnswer, TokenResend, NoToken, WhichAccount, HelpAnswer, Stopped, Started,
+        CouponRefused,
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from billing.notices.kinds import Language
@@ -25,21 +25,26 @@ _EDGES = " \t\r\n.,:;!?#'\"।"
 class Inbound:
     """A message as understood: no command where its first word is none.
 
-    Invariants: `language` is None for an English word, which people of every language send.
+    Invariants: `language` is None for an English word, which people of every language send. `rest` are the words after
+    a coupon's command, as they were sent: they may be worth money, and show in no `repr`.
     """
 
     command: Command | None
     account: str | None = None
     language: Language | None = None
+    rest: tuple[str, ...] = field(default=(), repr=False)
 
 
 def read_inbound(text: str) -> Inbound:
     """Read the first word of a message as a command, the second as an account's number."""
-    words = [word for each in _plain(text[:TEXT_LENGTH_MAX]).split() if (word := each.strip(_EDGES))]
+    sent = [word for each in _composed(text[:TEXT_LENGTH_MAX]).split() if (word := each.strip(_EDGES))]
+    words = [word.casefold() for word in sent]
     found = _commands().get(words[0]) if words else None
     if found is None:
         return Inbound(command=None)
     command, language = found
+    if command is Command.REDEEM:
+        return Inbound(command=command, language=language, rest=tuple(sent[1:]))
     account = words[1] if len(words) > 1 and _ACCOUNT.fullmatch(words[1]) else None
     return Inbound(command=command, account=account, language=language)
 
@@ -63,5 +68,9 @@ def _commands() -> Mapping[str, tuple[Command, Language | None]]:
 
 def _plain(text: str) -> str:
     """Return a text in one spelling: composed alike, small letters, without the invisible joiners of scripts."""
+    return _composed(text).casefold()
+
+
+def _composed(text: str) -> str:
     composed = unicodedata.normalize("NFKC", text)
-    return "".join(mark for mark in composed if unicodedata.category(mark) != "Cf").casefold()
+    return "".join(mark for mark in composed if unicodedata.category(mark) != "Cf")

@@ -45,6 +45,7 @@ class NoticeKind(StrEnum):
     HELP_ANSWER = "help_answer"
     STOPPED = "stopped"
     STARTED = "started"
+    COUPON_REFUSED = "coupon_refused"
 
 
 class Channel(StrEnum):

@@ -31,6 +31,7 @@ class Command(StrEnum):
     TOKEN = "token"
     STOP = "stop"
     START = "start"
+    REDEEM = "redeem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ never writes, locks an account or looks at a clock. While it runs, its snapshot 
 vacuumed away.
 
 `ledger` reads journals and legs in id order, `accounts` and `meters` read accounts with their meters, `vends` what was
-sold; `offender` shows the first account that breaks something.
+sold, `floats` what vendors have, `coupons` what is owed for coupons; `offender` shows the first account that breaks
+something.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from psycopg import sql as compose
 
 from billing.calendar import LocalCalendar
 from db.audit.accounts import SETTLE_S, check_accounts, check_unmetered
+from db.audit.coupons import check_coupons
+from db.audit.floats import check_floats
 from db.audit.ledger import check_all_dues, check_ledger
 from db.audit.meters import check_batches, former_places
 from db.audit.offender import shown_in_full, shown_lines
@@ -131,6 +134,8 @@ async def _check_all(conn: AsyncConnection, audit: Audit) -> None:
 async def _check_what_is_one(conn: AsyncConnection, audit: Audit) -> None:
     await check_ledger(conn, audit)
     await check_vends(conn, audit)
+    await check_floats(conn, audit)
+    await check_coupons(conn, audit)
     await check_all_dues(conn, audit)
     await check_unmetered(conn, audit)
 

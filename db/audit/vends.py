@@ -1,7 +1,7 @@
-"""What was sold: vends, their journals and their tokens.
+"""What was sold: vends, their journals and their tokens, and the records of meters that tokens are made by.
 
-Stage: one pass over vends and one over tokens, in id order. A limited audit reads those of its accounts and their
-present meters.
+Stage: one pass over vends, one over tokens and one over meters, in id order. A limited audit
+reads those of its accounts and their present meters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from db.audit.reading import Audit, first_row, ranges, rows
 
 
 async def check_vends(conn: AsyncConnection, audit: Audit) -> None:
-    """Check that vends, journals and tokens go together."""
+    """Check that vends, journals, tokens and the records of meters go together."""
     only: dict[str, object] = {"ids": audit.account_ids, "meter_ids": None}
     if audit.account_ids is not None:
         places = await rows(conn, "audit_places_of", {"ids": audit.account_ids})
@@ -31,6 +31,11 @@ async def check_vends(conn: AsyncConnection, audit: Audit) -> None:
         audit.book.count("I6-tokens", (await first_row(conn, "audit_tokens", parameters))[0])
         for row in await rows(conn, "audit_broken_tokens", parameters):
             audit.book.fail("I6-tokens", _broken_token(row), key=row["id"], account_id=row["account_id"])
+    async for ids in ranges(conn, "audit_next_records", most=audit.limits.rows):
+        parameters = ids.parameters | only
+        audit.book.count("I6-records", (await first_row(conn, "audit_records", parameters))[0])
+        for row in await rows(conn, "audit_broken_records", parameters):
+            audit.book.fail("I6-records", _broken_record(row), key=row["id"])
 
 
 def _broken_vend(row: Mapping[str, Any]) -> str:
@@ -53,4 +58,17 @@ def _broken_token(row: Mapping[str, Any]) -> str:
         return f"{who}: no accepted vend"
     if not row["at_home"]:
         return f"{who}: the vend is of an account that the meter never stood at"
+    if not row["recorded"]:
+        return f"{who}: no version of the meter's record fits it"
     return f"{who}: the meter's last TID is {row['last_tid']}"
+
+
+def _broken_record(row: Mapping[str, Any]) -> str:
+    who = f"meter {row['serial']}"
+    if row["versions"] != row["last"]:
+        return f"{who}: {row['versions']} versions up to {row['last']}"
+    if row["active"] != 1:
+        return f"{who}: no version in force"
+    if row["pending"] is not None:
+        return f"{who}: version {row['pending']} is pending without key-change tokens"
+    return f"{who}: a version does not begin where the one before it ended"

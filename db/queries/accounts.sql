@@ -9,7 +9,8 @@ select min(anchor_at) from accounts where id = any(%(ids)s)
 
 -- look: accounts, their terms and meter, and the points of the energy curve that money needs, all of one snapshot
 select a.id, a.number, a.shard, a.mode, a.opened_on, a.emergency_credit_minor, a.threshold_minor, a.absent_until,
-       a.exempt_reason is not null as exempt, a.exhausted_at, h.hold, h.today, h.supply_rules, k.thresholds, m.can_limit,
+       a.exempt_reason is not null as exempt, a.exhausted_at, h.hold, h.today, h.supply_rules, k.thresholds, k.by_recharge,
+       m.can_limit,
        a.posted_minor, a.charged_minor, a.through, a.before_wh, a.part_start_wh, a.closed_wh, a.closed_zones, a.demand_w,
        a.anchor_at, a.anchor_wh, a.anchor_zones,
        a.low_arm, a.low_raised, a.exhausted_arm, a.exhausted_raised, a.desired, a.version,
@@ -47,8 +48,10 @@ cross join lateral (
     from (select (clock_timestamp() at time zone %(zone)s)::date as today) t
 ) h
 left join lateral (
-    select jsonb_agg(jsonb_build_array(w.n, w.level_minor, w.arm, w.raised) order by w.n) as thresholds
-    from alarm_thresholds w where w.account_id = a.id and w.level_minor is not null
+    select jsonb_agg(jsonb_build_array(w.n, w.level_minor, w.arm, w.raised) order by w.n)
+               filter (where w.level_minor is not null) as thresholds,
+           coalesce(bool_or(w.kind = 'percent'), false) as by_recharge
+    from alarm_thresholds w where w.account_id = a.id
 ) k on true
 left join lateral (
     select r.read_at, r.import_wh from effective_readings r
@@ -130,36 +133,52 @@ from journals j
 where j.account_id = %(account_id)s and j.period >= %(since)s
 group by j.period order by j.period
 
--- save_account: write an account's new checkpoint, levels and supply; everything else stays
-update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_minor)s, through = %(through)s,
-    before_wh = %(before_wh)s, part_start_wh = %(part_start_wh)s, closed_wh = %(closed_wh)s,
-    closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
-    anchor_zones = %(anchor_zones)s,
-    low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
-    exhausted_raised = %(exhausted_raised)s, exhausted_at = %(exhausted_at)s, desired = %(desired)s,
-    threshold_minor = %(threshold_minor)s, version = version + 1
-where id = %(id)s
+-- save_account: write an account's new checkpoint, levels and supply, tell its shard's owner and the consumer; the rest
+-- of the account stays
+with saved as (
+    update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_minor)s, through = %(through)s,
+        before_wh = %(before_wh)s, part_start_wh = %(part_start_wh)s, closed_wh = %(closed_wh)s,
+        closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
+        anchor_zones = %(anchor_zones)s,
+        low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
+        exhausted_raised = %(exhausted_raised)s, exhausted_at = %(exhausted_at)s, desired = %(desired)s,
+        threshold_minor = %(threshold_minor)s, version = version + 1
+    where id = %(id)s
+), fed as (
+    insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
+)
+insert into notices (account_id, kind, channel, facts)
+select %(id)s, k.kind, 'app', k.facts
+from unnest(%(notice_kinds)s::text[], %(notice_facts)s::jsonb[]) with ordinality as k(kind, facts, n)
+order by k.n
 
 -- feed_account: tell the shard's owner that an account changed
 insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
 
--- add_journals: append an account's journals; the ids rise in the order given
-insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
-                      demand_w, lines, reason, about_id, correction_id)
-select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.assessed_wh, j.edge_quality,
-       j.demand_w, j.lines, j.reason, j.about_id, j.correction_id
-from unnest(%(kinds)s::text[], %(local_days)s::date[], %(periods)s::date[], %(from_whs)s::bigint[],
-            %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(assessed_whs)s::bigint[], %(edge_qualities)s::text[],
-            %(demands_w)s::integer[], %(lines)s::jsonb[], %(reasons)s::text[], %(about_ids)s::bigint[], %(correction_ids)s::bigint[])
-     with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w, lines,
-                          reason, about_id, correction_id, n)
-order by j.n
-returning id
-
--- add_legs: append the legs of journals
-insert into legs (journal_id, n, ledger, line, amount_minor)
-select * from unnest(%(journal_ids)s::bigint[], %(ns)s::smallint[], %(ledgers)s::text[], %(lines)s::text[],
-                     %(amounts)s::bigint[])
+-- add_journals: append an account's journals with their legs; the ids rise in the order given
+with j as (
+    insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
+                          demand_w, lines, reason, about_id, correction_id)
+    select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.assessed_wh,
+           j.edge_quality, j.demand_w, j.lines, j.reason, j.about_id, j.correction_id
+    from unnest(%(kinds)s::text[], %(local_days)s::date[], %(periods)s::date[], %(from_whs)s::bigint[],
+                %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(assessed_whs)s::bigint[], %(edge_qualities)s::text[],
+                %(demands_w)s::integer[], %(lines)s::jsonb[], %(reasons)s::text[], %(about_ids)s::bigint[],
+                %(correction_ids)s::bigint[])
+         with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w,
+                              lines, reason, about_id, correction_id, n)
+    order by j.n
+    returning id
+), numbered as (
+    select id, row_number() over (order by id) as n from j
+), booked as (
+    insert into legs (journal_id, n, ledger, line, amount_minor)
+    select numbered.id, g.n, g.ledger, g.line, g.amount_minor
+    from unnest(%(leg_journals)s::bigint[], %(leg_ns)s::smallint[], %(leg_ledgers)s::text[], %(leg_lines)s::text[],
+                %(leg_amounts)s::bigint[]) as g(journal, n, ledger, line, amount_minor)
+    join numbered on numbered.n = g.journal
+)
+select id from j
 
 -- add_alarm: raise an alarm, once for its account, level, threshold and arm
 insert into alarms (account_id, level, n, arm, level_minor, balance_minor)

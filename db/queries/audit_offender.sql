@@ -4,7 +4,8 @@ select jsonb_build_object(
     'assignments', (select jsonb_agg(to_jsonb(x) order by x.from_day, x.id) from (
         select * from assignments where account_id = a.id order by from_day desc, id desc limit %(most)s) x),
     'meter', (select to_jsonb(x) from (
-        select m.id, m.serial, m.rated_w, m.register_end_wh, i.from_at, s.order_epoch, s.last_tid, s.relay, s.relay_at
+        select m.id, m.serial, m.rated_w, m.register_end_wh, i.from_at, s.order_epoch, s.relay, s.relay_at,
+               (select jsonb_object_agg(era, last_tid) from last_tids where meter_id = m.id) as last_tids
         from installations i join meters m on m.id = i.meter_id left join meter_state s on s.meter_id = m.id
         where i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null) x),
     'register_segments', (select jsonb_agg(to_jsonb(x) order by x.from_at) from (

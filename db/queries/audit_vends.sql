@@ -33,21 +33,56 @@ order by v.id
 select count(*) from tokens t
 where t.id > %(after)s and t.id <= %(upto)s and (%(meter_ids)s::integer[] is null or t.meter_id = any(%(meter_ids)s))
 
--- audit_broken_tokens: tokens of an id range of no accepted vend, of another account's meter, or with a TID not its own
-select t.id, v.account_id, m.serial, t.tid, s.last_tid, c.sold, c.at_home, c.repeated
+-- audit_broken_tokens: tokens of an id range that nobody bought or asked for, of another account's or meter's record,
+-- or with a TID not its own in its era
+select t.id, v.account_id, m.serial, t.tid, s.last_tid, c.sold, c.at_home, c.repeated, c.recorded
 from tokens t
 left join meters m on m.id = t.meter_id
-left join meter_state s on s.meter_id = t.meter_id
+left join last_tids s on s.meter_id = t.meter_id and s.era = t.era
 left join vends v on v.id = t.vend_id
 left join accounts a on a.id = v.account_id
 cross join lateral (
-    select coalesce(v.status between 200 and 299, false) as sold,
-           exists (select 1 from installations i
+    select t.kind <> 'credit' or coalesce(v.status between 200 and 299, false) as sold,
+           t.kind <> 'credit' or exists (select 1 from installations i
                    where i.meter_id = t.meter_id and i.to_at is null and i.usage_point_id = a.usage_point_id)
            or coalesce((a.usage_point_id, t.meter_id) in (
                   select usage_point_id, meter_id from installations where to_at is not null), false) as at_home,
-           exists (select 1 from tokens o where o.meter_id = t.meter_id and o.tid = t.tid and o.id <> t.id) as repeated
+           exists (select 1 from tokens o where o.meter_id = t.meter_id and o.era = t.era and o.tid = t.tid
+                                            and o.id <> t.id) as repeated,
+           exists (select 1 from meter_records r
+                   where r.id = t.record_id and r.meter_id = t.meter_id and r.engine = t.engine
+                     and (t.kind = 'key_change' or coalesce(r.base_year, 0) = t.era)) as recorded
 ) c
 where t.id > %(after)s and t.id <= %(upto)s and (%(meter_ids)s::integer[] is null or t.meter_id = any(%(meter_ids)s))
-  and (c.repeated or not c.sold or not c.at_home or s.last_tid is null or t.tid > s.last_tid)
+  and (c.repeated or not c.sold or not c.at_home or not c.recorded
+       or (t.tid is not null and (s.last_tid is null or t.tid > s.last_tid)))
 order by t.id
+
+-- audit_next_records: the last of the next meters in id order
+select max(id) from (select id from meters where id > %(after)s order by id limit %(most)s) next
+
+-- audit_records: how many meters of an id range have a record
+select count(distinct r.meter_id) from meter_records r
+where r.meter_id > %(after)s and r.meter_id <= %(upto)s
+  and (%(meter_ids)s::integer[] is null or r.meter_id = any(%(meter_ids)s))
+
+-- audit_broken_records: meters of an id range whose versions do not follow upon each other
+select r.meter_id as id, m.serial, r.versions, r.last, r.active, r.gaps, r.pending
+from (
+    select r.meter_id, count(*) as versions, max(r.version) as last,
+           count(*) filter (where r.state = 'active') as active,
+           -- A version begins when the one in force before it ended.
+           count(*) filter (where r.valid_from <> r.before_to) as gaps,
+           min(r.version) filter (where r.state = 'pending' and not exists (
+               select 1 from tokens t where t.record_id = r.id and t.kind = 'key_change')) as pending
+    from (
+        select *, lag(valid_to) over (partition by meter_id, valid_from is not null order by version) as before_to
+        from meter_records
+        where meter_id > %(after)s and meter_id <= %(upto)s
+          and (%(meter_ids)s::integer[] is null or meter_id = any(%(meter_ids)s))
+    ) r
+    group by r.meter_id
+) r
+join meters m on m.id = r.meter_id
+where r.versions <> r.last or r.active <> 1 or r.gaps > 0 or r.pending is not null
+order by r.meter_id

@@ -103,6 +103,7 @@ returning shard, version
 select j.id, j.kind, j.account_id, j.about_id, j.correction_id,
        (select sum(g.amount_minor)::bigint from legs g where g.journal_id = j.id and g.ledger = 'prepaid')
            as prepaid_minor,
+       (select min(g.ledger) from legs g where g.journal_id = j.id and g.ledger <> 'prepaid') as source,
        r.journal_id as recovery_id,
        (select sum(g.amount_minor)::bigint from legs g where g.journal_id = r.journal_id and g.ledger = 'arrears')
            as recovered_minor,

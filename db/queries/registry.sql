@@ -1,11 +1,18 @@
--- add_meter: a meter and its changing state; a serial that is there is left as it is
+-- add_meter: a meter, its changing state, and its first record if it takes STS tokens; a serial that is there stays
 with added as (
     insert into meters (serial, shard, make, model, rated_w, register_end_wh, custody, can_limit,
-                        can_read_again, interval_s, drn, ea, dkga, sgc, key_type, krn, tariff_index, ken, base_year)
+                        can_read_again, interval_s, drn)
     values (%(serial)s, %(shard)s, %(make)s, %(model)s, %(rated_w)s, %(register_end_wh)s, %(custody)s, %(can_limit)s,
-            %(can_read_again)s, %(interval_s)s, %(drn)s, %(ea)s, %(dkga)s, %(sgc)s, %(key_type)s, %(krn)s, %(tariff_index)s, %(ken)s, %(base_year)s)
+            %(can_read_again)s, %(interval_s)s, %(drn)s)
     on conflict (serial) do nothing
-    returning id
+    returning id, drn
+), recorded as (
+    insert into meter_records (meter_id, version, state, engine, ea, tct, dkga, sgc, key_type, krn, tariff_index, ken,
+                               base_year, key_change_tokens, capabilities, written_by, reason, valid_from)
+    select id, 1, 'active', 'sts', %(ea)s, %(tct)s, %(dkga)s, %(sgc)s, %(key_type)s, %(krn)s, %(tariff_index)s,
+           %(ken)s, %(base_year)s, %(key_change_tokens)s, %(capabilities)s, 'registration', 'as registered',
+           clock_timestamp()
+    from added where drn is not null
 )
 insert into meter_state (meter_id) select id from added returning meter_id
 
@@ -50,8 +57,16 @@ returning id
 -- begin_zones: an account whose first tariff has zones counts its energy by zone from its opening
 update accounts set anchor_zones = %(zones)s, closed_zones = %(zones)s where id = %(id)s
 
--- register_vendor: who sells recharges; a name that is there is left as it is
-insert into vendors (name) values (%(name)s) on conflict (name) do update set name = excluded.name returning id
+-- register_vendor: who sells recharges, with a float of its own; a name that is there is left as it is, unless it is the
+-- utility's own
+with named as (
+    insert into vendors (name) values (%(name)s)
+    on conflict (name) do update set name = excluded.name where vendors.system is null
+    returning id
+), floated as (
+    insert into vendor_floats (vendor_id) select id from named on conflict do nothing
+)
+select id from named
 
 -- accounts_to_close: accounts of a range with days to close, in id order from one id on
 select id, through from accounts

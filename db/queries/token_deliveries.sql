@@ -16,6 +16,16 @@ insert into token_deliveries (token_id, meter_id, result, entered_at)
 select * from unnest(%(token_ids)s::bigint[], %(meter_ids)s::integer[], %(results)s::text[], %(ats)s::timestamptz[])
 on conflict do nothing
 
+-- confirm_delivered: vends that were taken back after their token was given out, and whose meter has it now: they stand
+with moved as (
+    update vends v set state = 'confirmed'
+    from tokens t
+    where t.id = any(%(token_ids)s) and v.id = t.vend_id and v.state = 'unknown'
+    returning v.id, t.id as token_id
+)
+insert into vend_moves (vend_id, at, from_state, to_state, by, reason)
+select m.id, clock_timestamp(), 'unknown', 'confirmed', 'the meter', 'it has the token' from moved m
+
 -- note_local_credits: meters whose copy of the balance a token has moved
 insert into local_credits (meter_id, shard)
 select m.id, m.shard from meters m where m.id = any(%(meter_ids)s)

@@ -1,61 +1,145 @@
--- api_key_by_id: an interface key with the vendor it belongs to
-select k.key_id, k.sha256, k.role, k.active, k.vendor_id, v.name as vendor_name, v.active as vendor_active, k.account_id
-from api_keys k
-left join vendors v on v.id = k.vendor_id
-where k.key_id = %(key_id)s
-
--- add_api_key: a new interface key, by the digest of its secret
-insert into api_keys (key_id, sha256, role, vendor_id, account_id)
-values (%(key_id)s, %(sha256)s, %(role)s, %(vendor_id)s, %(account_id)s)
-
 -- end_api_key: an interface key is taken back
 update api_keys set active = false where key_id = %(key_id)s
-
--- sealed_vending_keys: every vending key, sealed
-select sgc, krn, sealed from vending_keys order by sgc, krn
-
--- add_vending_key: a sealed vending key, unless its supply group and revision have one
-insert into vending_keys (sgc, krn, sealed, check_value)
-values (%(sgc)s, %(krn)s, %(sealed)s, %(check_value)s)
-on conflict (sgc, krn) do nothing
-
--- vending_key_by_id: the sealed vending key of a supply group and revision
-select sealed from vending_keys where sgc = %(sgc)s and krn = %(krn)s
 
 -- lock_message: let one request at a time deal with a vendor's message id; a statement of its own, look later
 select pg_advisory_xact_lock(hashtextextended(%(vendor_id)s::bigint::text || ':' || %(message_id)s, 0))
 
--- vend_by_message: what a vendor's message id was answered
-select request_sha256, status, answer from vends where vendor_id = %(vendor_id)s and message_id = %(message_id)s
+-- vend_by_message: what a vendor's message id was answered, or that it was used for something else or confirmed early
+select v.id, v.state, v.request_sha256, v.status, v.answer, v.account_id, v.journal_id, v.amount_minor, v.funding,
+       (select t.id from tokens t where t.vend_id = v.id) as token_id,
+       exists (select 1 from vending_acts a where a.vendor_id = i.vendor_id and a.message_id = i.message_id) as is_act,
+       exists (select 1 from early_confirmations e where e.vendor_id = i.vendor_id and e.message_id = i.message_id)
+           as confirmed_early
+from (select %(vendor_id)s::bigint as vendor_id, %(message_id)s::text as message_id) i
+left join vends v on v.vendor_id = i.vendor_id and v.message_id = i.message_id
 
 -- meters_named: the meters that a serial or DRN may mean, each with the account it is billed to
-select m.id, m.serial, m.drn, m.make, m.model, a.id as account_id
+select m.id, m.serial, m.drn, m.make, m.model, a.id as account_id, a.anchor_at
 from meters m
 left join installations i on i.meter_id = m.id and i.role = 'billing' and i.to_at is null
 left join accounts a on a.usage_point_id = i.usage_point_id
 where m.serial = %(meter)s or m.drn = %(meter)s
 
--- meter_sts: what minting and reading tokens needs of a meter; to mint, under its account's lock
-select m.drn, m.ea, m.dkga, m.sgc, m.key_type, m.krn, m.tariff_index, m.ken, m.base_year, s.last_tid
-from meters m
-join meter_state s on s.meter_id = m.id
-where m.id = %(meter_id)s
+-- begin_sale: wait for a vendor's message id and the meter's account, then what is known of both; see the function
+select * from begin_sale(%(vendor_id)s::bigint, %(message_id)s::text, %(meter)s::text)
 
--- take_tid: remember a meter's latest TID; it only rises
-update meter_state set last_tid = %(tid)s where meter_id = %(meter_id)s and (last_tid is null or last_tid < %(tid)s)
+-- sale_terms: the rules in force for an account on a local day, its earlier arrears, and its meter's record
+select s.category, p.document, a.absent_until,
+       (select coalesce(sum(d.outstanding_minor), 0)::bigint from account_dues d
+        where d.account_id = a.id and d.ledger = 'arrears') as arrears_minor,
+       r.*
+from accounts a
+left join lateral (
+    select s.category from assignments s where s.account_id = a.id and s.replaced_by is null
+    order by greatest(s.from_day, %(day)s::date), s.from_day desc limit 1
+) s on true
+left join lateral (
+    select r.document from prepayment_rules r where r.from_day <= %(day)s::date order by r.from_day desc limit 1
+) p on true
+left join lateral (
+    select * from known_records k where k.meter_id = %(meter_id)s and k.state in ('pending', 'active')
+    order by k.version desc limit 1
+) r on true
+where a.id = %(account_id)s
 
--- add_vend: the answer to a vendor's message id, for ever
-insert into vends (vendor_id, message_id, request_sha256, account_id, amount_minor, journal_id, status, answer)
+-- take_tid: remember a meter's latest token id of an era; it only rises, a null is refused by the table
+insert into last_tids (meter_id, era, last_tid) values (%(meter_id)s, %(era)s, %(tid)s)
+on conflict (meter_id, era) do update
+set last_tid = case when last_tids.last_tid < excluded.last_tid then excluded.last_tid end
+
+-- add_sale: a vend with its journal, its token, and the token's id as its meter's last, which only rises
+with next as (select nextval(pg_get_serial_sequence('vends', 'id')) as id),
+sold as (
+    insert into vends (id, vendor_id, message_id, request_sha256, account_id, amount_minor, journal_id, status, answer,
+                       state, funding, tender, terminal, operator, reason)
+    overriding system value
+    select next.id, %(vendor_id)s, %(message_id)s, %(request_sha256)s, %(account_id)s, %(amount_minor)s,
+           %(journal_id)s, %(status)s, %(answer)s::jsonb || jsonb_build_object('receipt_number', next.id::text),
+           %(state)s, %(funding)s, %(tender)s, %(terminal)s, %(operator)s, %(reason)s
+    from next
+), taken as (
+    insert into last_tids (meter_id, era, last_tid) values (%(token_meter_id)s, %(token_era)s, %(token_tid)s)
+    on conflict (meter_id, era) do update
+    set last_tid = case when last_tids.last_tid < excluded.last_tid then excluded.last_tid end
+)
+insert into tokens (vend_id, meter_id, record_id, engine, kind, era, tid, digits, subclass)
+select next.id, %(token_meter_id)s, %(token_record_id)s, %(token_engine)s, 'credit', %(token_era)s, %(token_tid)s,
+       %(token_digits)s, %(token_subclass)s
+from next
+returning vend_id, id
+
+-- add_vend: a refusal, or a vend that was taken back before it came: the answer to a message id for ever
+insert into vends (vendor_id, message_id, request_sha256, account_id, amount_minor, journal_id, status, answer, state,
+                   funding, tender, terminal, operator, reason)
 values (%(vendor_id)s, %(message_id)s, %(request_sha256)s, %(account_id)s, %(amount_minor)s, %(journal_id)s,
-        %(status)s, %(answer)s)
+        %(status)s, %(answer)s, %(state)s, %(funding)s, %(tender)s, %(terminal)s, %(operator)s, %(reason)s)
 returning id, status, answer
 
--- add_token: the token of a vend
-insert into tokens (vend_id, meter_id, tid, digits, subclass)
-values (%(vend_id)s, %(meter_id)s, %(tid)s, %(digits)s, %(subclass)s)
+-- add_token: a token, of a vend or asked for by somebody
+insert into tokens (vend_id, meter_id, record_id, engine, kind, era, tid, digits, subclass, section, asked_by, reason)
+values (%(vend_id)s, %(meter_id)s, %(record_id)s, %(engine)s, %(kind)s, %(era)s, %(tid)s, %(digits)s, %(subclass)s,
+        %(section)s, %(asked_by)s, %(reason)s)
+returning id
 
 -- token_issued: whether digits were issued here for a meter
 select exists (select 1 from tokens where digits = %(digits)s and meter_id = %(meter_id)s)
+
+-- vend_delivered: whether the meter of a vend has accepted its token
+select exists (select 1 from tokens t join token_deliveries d on d.token_id = t.id where t.vend_id = %(vend_id)s)
+
+-- move_vend: a vend stands elsewhere from now on, if it stands where it was seen
+with moved as (
+    update vends set state = %(to_state)s where id = %(vend_id)s and state = %(from_state)s returning id
+)
+insert into vend_moves (vend_id, at, from_state, to_state, by, reason)
+select id, %(at)s, %(from_state)s, %(to_state)s, %(by)s, %(reason)s from moved
+
+-- reverse_vend_of: the vend of a journal that was taken back is taken back, too
+with found as (
+    select id, state from vends where journal_id = %(journal_id)s and state <> 'reversed' for no key update
+), moved as (
+    update vends v set state = 'reversed' from found f where v.id = f.id returning v.id, f.state
+)
+insert into vend_moves (vend_id, at, from_state, to_state, by, reason)
+select id, %(at)s, state, 'reversed', %(by)s, %(reason)s from moved
+
+-- add_early_confirmation: a vend is confirmed that is not known here yet
+insert into early_confirmations (vendor_id, message_id, at, by) values (%(vendor_id)s, %(message_id)s, %(at)s, %(by)s)
+on conflict do nothing
+
+-- vend_moves: what became of a vend after its answer
+select at, from_state, to_state, by, reason from vend_moves where vend_id = %(vend_id)s order by id
+
+-- vend_by_id: the vendor and message id of a vend
+select vendor_id, message_id from vends where id = %(vend_id)s
+
+-- open_vends: vends that wait for somebody's word, the oldest first
+select v.id, n.name as vendor, v.message_id, v.terminal, v.state, v.amount_minor, v.created_at, a.number as account,
+       m.serial as meter, t.id as token_id, right(t.digits, 4) as token_tail, d.result as delivered,
+       (select o.at from vend_moves o where o.vend_id = v.id order by o.id desc limit 1) as moved_at,
+       (select o.reason from vend_moves o where o.vend_id = v.id order by o.id desc limit 1) as why
+from vends v
+join vendors n on n.id = v.vendor_id
+join accounts a on a.id = v.account_id
+join tokens t on t.vend_id = v.id
+join meters m on m.id = t.meter_id
+left join token_deliveries d on d.token_id = t.id
+where v.state in ('held', 'unknown') and v.id > %(after)s
+order by v.id limit %(most)s
+
+-- last_answer: the latest vend of a vendor, or of one of its terminals
+select id from vends
+where vendor_id = %(vendor_id)s and (%(terminal)s::text is null or terminal = %(terminal)s)
+order by id desc limit 1
+
+-- last_sale_of_meter: the latest vend of a vendor for a meter
+select v.id
+from tokens t join vends v on v.id = t.vend_id
+where t.meter_id = %(meter_id)s and v.vendor_id = %(vendor_id)s
+order by t.id desc limit 1
+
+-- system_vendor: a seller of the utility's own
+select id, name from vendors where system = %(system)s
 
 -- account_by_number: an account's id
 select id from accounts where number = %(number)s
@@ -88,3 +172,39 @@ select (select count(*) from quarantine where state = 'held') as quarantine_rows
        (select count(*) from supply_orders where state in ('pending', 'held', 'sent')) as open_orders,
        (select extract(epoch from clock_timestamp() - committed_at)::float8 from batches order by id desc limit 1)
            as newest_batch_age_s
+
+-- act_by_message: what a vendor's message id was answered where it was no vend's
+select id, act, request_sha256, status, answer from vending_acts
+where vendor_id = %(vendor_id)s and message_id = %(message_id)s
+
+-- add_act: the answer to a message id of something else than a vend, for ever
+insert into vending_acts (vendor_id, message_id, act, request_sha256, meter_id, status, answer, by, terminal, at)
+values (%(vendor_id)s, %(message_id)s, %(act)s, %(request_sha256)s, %(meter_id)s, %(status)s, %(answer)s, %(by)s,
+        %(terminal)s, %(at)s)
+returning id
+
+-- hand_out_key_change: somebody takes a key-change set to its meter
+insert into key_change_handouts (record_id, at, by) values (%(record_id)s, %(at)s, %(by)s) on conflict do nothing
+
+-- key_change_to_give: the set that brings a version, and whether somebody has taken it to the meter
+select array_agg(t.digits order by t.section) as digits,
+       exists (select 1 from key_change_handouts h where h.record_id = %(record_id)s) as handed_out
+from tokens t where t.record_id = %(record_id)s and t.kind = 'key_change'
+
+-- latest_key_revision: the highest revision of a supply group's vending keys
+select max(krn) from vending_keys where sgc = %(sgc)s and dkga = %(dkga)s
+
+-- add_fault_report: a fault that a consumer has told of
+insert into fault_reports (meter_id, vendor_id, what, note, phone, reported_at)
+values (%(meter_id)s, %(vendor_id)s, %(what)s, %(note)s, %(phone)s, %(reported_at)s)
+returning number
+
+-- open_fault_reports: faults that nobody has closed, the oldest first
+select f.number, m.serial as meter, v.name as vendor, f.what, f.note, f.phone, f.reported_at
+from fault_reports f join meters m on m.id = f.meter_id join vendors v on v.id = f.vendor_id
+where f.closed_at is null and f.number > %(after)s
+order by f.number limit %(most)s
+
+-- close_fault_report: somebody has seen to a fault
+update fault_reports set closed_at = %(at)s, closed_by = %(by)s, outcome = %(outcome)s
+where number = %(number)s and closed_at is null

@@ -24,11 +24,13 @@ from meter_sim.recorded import Profile
 from protocols.errors import FrameError
 from protocols.native import (
     CommandReply,
+    CouponEntered,
     MeterEvent,
     Readings,
     TokenEntered,
     Uplink,
     decode_command,
+    encode_coupon_entered,
     encode_event,
     encode_readings,
     encode_reply,
@@ -248,6 +250,11 @@ class Fleet:
         await self._note_change(serial)
         return result
 
+    async def enter_coupon(self, serial: str, pin: str) -> None:
+        """Type a coupon's PIN into a meter, connected or not."""
+        self.meters[serial].enter_coupon(pin, self._clock.now_ms())
+        await self._note_change(serial)
+
     async def press_button(self, serial: str) -> None:
         """Silence a meter's buzzer as its customer would."""
         self.meters[serial].press_button()
@@ -382,5 +389,7 @@ def _encoded(uplink: Uplink) -> tuple[str, bytes]:
             return event_topic(uplink.serial), encode_reply(uplink)
         case TokenEntered():
             return event_topic(uplink.serial), encode_token_entered(uplink)
+        case CouponEntered():
+            return event_topic(uplink.serial), encode_coupon_entered(uplink)
         case _:
             assert_never(uplink)

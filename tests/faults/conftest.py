@@ -1,14 +1,12 @@
 """A database server that fault tests may stop, kill and freeze without disturbing any other test."""
 
-import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from prepaid.embedded import EmbeddedPostgres
 from tests.conftest import open_folder
+from tests.databases import scratch_database
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +19,8 @@ def own_server() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 def own_url(own_server: EmbeddedPostgres) -> Iterator[str]:
     """An empty database on that server."""
-    name = f"faults_{uuid.uuid4().hex}"
-    with psycopg.connect(own_server.url_of("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    yield own_server.url_of(name)
-    with psycopg.connect(own_server.url_of("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    with scratch_database(own_server) as name:
+        yield own_server.url_of(name)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from db.readings import ensure_partitions
 from headend.edges.close_day import close_day
 from loadtests.seed_accounts import seed_accounts
 from prepaid.embedded import EmbeddedPostgres
+from tests.databases import scratch_database
 from tests.integration.correction_street import (
     CLERK,
     DEAR_ID,
@@ -43,7 +44,6 @@ from tests.integration.correction_street import (
     add_tariffs,
     assert_clean,
     carried_out,
-    scratch_database,
 )
 from tests.integration.test_posting import APRIL, RULES, TARIFF_ID, local, on_database, rows
 
@@ -61,7 +61,7 @@ Done = list[tuple[object, ...]]
 
 
 @pytest.fixture(scope="module")
-def prepared(postgres: EmbeddedPostgres) -> Iterator[str]:
+def prepared(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
     """A database with homes that have used power over April, closed into May; its name."""
 
     async def story(conn: AsyncConnection) -> None:
@@ -89,7 +89,7 @@ def prepared(postgres: EmbeddedPostgres) -> Iterator[str]:
                 await post_money(conn, view, JournalKind.ADJUSTMENT, short_minor, rules=RULES, now_ms=0)
         await close_day(conn, MAY_4, rules=RULES)
 
-    with scratch_database(postgres) as name:
+    with scratch_database(postgres, template=migrated) as name:
         on_database(postgres.url_of(name), story)
         yield name
 

@@ -13,7 +13,6 @@ from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from billing.calendar import from_ms
@@ -30,6 +29,7 @@ from prepaid.replay import ReplayMeter, ReplayOptions, blocks_of, make_meters
 from prepaid.system import System
 from protocols.native import encode_readings
 from protocols.topics import reading_topic
+from tests.databases import scratch_database
 from tests.support import (
     CALENDAR,
     HOUR_MS,
@@ -105,24 +105,20 @@ def street() -> Street:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(street: Street, postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def undisturbed(
+    street: Street, postgres: EmbeddedPostgres, migrated: str, tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
     """What a run without any fault leaves."""
-    database_url = postgres.url_of("undisturbed")
-    postgres_url = postgres.url_of("postgres")
 
-    async def story() -> Outcome:
+    async def story(database_url: str) -> Outcome:
         async with _replayed(database_url, broker, street) as (site, homes), running_ingest(site):
             await _send(site, street)
             await site.settled()
             return await _outcome(site, street, homes)
 
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database undisturbed")
-    with EmbeddedNats(tmp_path_factory.mktemp("broker") / "nats") as broker:
-        outcome = asyncio.run(story())
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("drop database undisturbed with (force)")
-    return outcome
+    broker_folder = tmp_path_factory.mktemp("broker") / "nats"
+    with scratch_database(postgres, template=migrated) as name, EmbeddedNats(broker_folder) as broker:
+        return asyncio.run(story(postgres.url_of(name)))
 
 
 @pytest.fixture

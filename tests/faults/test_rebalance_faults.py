@@ -46,7 +46,9 @@ async def _until_owned(site: Site, system: System, counts: dict[str, int | Colle
 
 
 def _events(folder: Path, name: str) -> list[str]:
-    return [json.loads(line)["event"] for line in (folder / f"{name}.log").read_text().splitlines()]
+    # A library's warning goes to the same file: a connection that was cut inside a pipeline says so in plain words.
+    lines = (folder / f"{name}.log").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines if line.startswith("{")]
 
 
 @pytest.mark.faults

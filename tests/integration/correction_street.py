@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
-from uuid import uuid4
 
-import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 
 from billing.rating import Lines
 from billing.running import Point, bill_by_month
 from db.audit import run_checks
 from db.corrections import Summary, apply, approve, compute
 from db.tariffs import add_tariff
-from prepaid.embedded import EmbeddedPostgres
 from tests.integration.test_posting import (
     APRIL,
     KOLKATA,
@@ -93,19 +89,6 @@ def curve(days: int = 70, *, wh_a_day: int = 12_000, first: date = APRIL) -> lis
             register_wh += wh_a_day * share * (80 + 7 * (day % 7)) // 10_000
             seen.append((local(first + timedelta(days=day), hours), register_wh))
     return seen
-
-
-@contextmanager
-def scratch_database(postgres: EmbeddedPostgres, *, template: str = "template1") -> Iterator[str]:
-    """A database of its own, as a copy of another one that nobody is connected to; yields its name."""
-    name = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
-    yield name
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 async def add_tariffs(conn: AsyncConnection) -> None:

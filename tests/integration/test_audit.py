@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from typer.testing import CliRunner, Result
 
 from billing.journals import JournalKind
@@ -20,14 +19,18 @@ from billing.supply import Mode
 from db.audit import AuditReport, Limits, Scope, missing_migrations, run_checks, shown_lines
 from db.batches import add_counts, add_segment
 from db.errors import MigrationError, UnknownAccount
+from db.floats import take_float
+from db.meter_records import RecordFields, record_to_mint, write_record
 from db.migrate import migrate
 from db.pool import connect
 from db.posting import lock_and_look, post_threshold
 from db.registry import add_vendor
-from db.vends import NewVend, add_token, add_vend, take_tid
+from db.vends import NewToken, NewVend, add_token, add_vend, take_tid
 from headend.edges.close_day import STRIDES
-from prepaid.__main__ import CommandRefused, app
+from prepaid.__main__ import app
+from prepaid.arguments import CommandRefused
 from prepaid.embedded import EmbeddedPostgres
+from tests.databases import scratch_database
 from tests.integration.test_posting import (
     APRIL,
     KOLKATA,
@@ -64,41 +67,25 @@ FALLEN = [
 
 
 @contextmanager
-def true_template(postgres: EmbeddedPostgres) -> Iterator[str]:
+def true_template(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
     """The name of a true database that nobody is connected to, to be copied by each test."""
-    name = f"audited_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as conn:
-        conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    asyncio.run(_build(postgres.url_of(name)))
-    yield name
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as conn:
-        conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-
-
-@contextmanager
-def copied(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """The address of a copy of the true database."""
-    name = f"copy_{uuid.uuid4().hex}"
-    identifiers = sql.Identifier(name), sql.Identifier(template)
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as conn:
-        conn.execute(sql.SQL("create database {} template {}").format(*identifiers))
-    yield postgres.url_of(name)
-    with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as conn:
-        conn.execute(sql.SQL("drop database {} with (force)").format(identifiers[0]))
+    with scratch_database(postgres, template=migrated) as name:
+        asyncio.run(_build(postgres.url_of(name)))
+        yield name
 
 
 @pytest.fixture(scope="module")
-def template(postgres: EmbeddedPostgres) -> Iterator[str]:
+def template(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
     """A true database to be copied."""
-    with true_template(postgres) as name:
+    with true_template(postgres, migrated) as name:
         yield name
 
 
 @pytest.fixture
 def audited_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A copy of the true database."""
-    with copied(postgres, template) as url:
-        yield url
+    with scratch_database(postgres, template=template) as name:
+        yield postgres.url_of(name)
 
 
 async def _build(url: str) -> None:
@@ -152,8 +139,34 @@ async def _sell(conn: AsyncConnection, home: Home, message_id: str, amount_minor
     posted = await money(conn, home, JournalKind.VEND, amount_minor)
     vend = await _vend(conn, home, message_id, amount_minor, status=200, journal_id=posted.journal_ids[0])
     vend_id, _ = await add_vend(conn, vend)
-    await take_tid(conn, home.meter_id, tid)
-    await add_token(conn, vend_id=vend_id, meter_id=home.meter_id, tid=tid, digits=f"{tid:020}", subclass=4)
+    await take_tid(conn, home.meter_id, 2014, tid)
+    record = await record_to_mint(conn, home.meter_id)
+    record_id = record.id if record else await _record(conn, home)
+    token = NewToken(
+        vend_id=vend_id,
+        meter_id=home.meter_id,
+        record_id=record_id,
+        engine="sts",
+        kind="credit",
+        era=2014,
+        tid=tid,
+        digits=f"{tid:020}",
+        subclass=4,
+    )
+    await add_token(conn, token)
+    await take_float(conn, vend.vendor_id, amount_minor, journal_id=posted.journal_ids[0])
+
+
+async def _record(conn: AsyncConnection, home: Home) -> int:
+    """Give a home's meter its first record."""
+    fields = RecordFields(
+        engine="sts", capabilities=("electricity", "currency"), ea=11, tct=2, dkga=4, sgc="201457", key_type=2, krn=1,
+        tariff_index="01", ken=255, base_year=2014, key_change_tokens=4,
+    )  # fmt: skip
+    await write_record(conn, home.meter_id, fields, by="test", reason="test", at=local(APRIL))
+    record = await record_to_mint(conn, home.meter_id)
+    assert record is not None
+    return record.id
 
 
 async def _refuse(conn: AsyncConnection, home: Home, message_id: str) -> None:
@@ -172,6 +185,8 @@ async def _vend(
         journal_id=journal_id,
         status=status,
         answer={},
+        state="refused" if journal_id is None else "released",
+        funding="vendor",
     )
 
 
@@ -215,6 +230,9 @@ def test_true_database_is_clean_and_counted(audited_url: str) -> None:
             "I3-batches": "select count(*) from batches",
             "I6": "select count(*) from vends",
             "I6-tokens": "select count(*) from tokens",
+            "I6-records": "select count(distinct meter_id) from meter_records",
+            "I7": "select count(*) from float_entries",
+            "I7-floats": "select count(*) from vendor_floats",
             "I8-orders": "select count(*) from supply_orders",
         }
         for check_id, query in counted.items():
@@ -378,7 +396,7 @@ def test_clean_audit_has_no_offender_and_tells_its_progress(audited_url: str) ->
         assert steps[-1][0] == steps[-1][1] > 0
 
 
-def test_database_without_all_migrations_is_named(database_url: str, audited_url: str) -> None:
+def test_database_without_all_migrations_is_named(empty_database_url: str, audited_url: str) -> None:
     """An auditor changes nothing: it says what is missing instead of applying it."""
 
     async def missing(url: str) -> list[str]:
@@ -386,11 +404,11 @@ def test_database_without_all_migrations_is_named(database_url: str, audited_url
             return await missing_migrations(conn)
 
     assert asyncio.run(missing(audited_url)) == []
-    assert "0001_initial.sql" in asyncio.run(missing(database_url))
+    assert "0001_initial.sql" in asyncio.run(missing(empty_database_url))
 
 
 def test_command_audits_as_told_and_refuses_in_one_line(
-    audited_url: str, database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    audited_url: str, empty_database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Status 1 and the first offender for what is broken; a database that lacks migrations stays as it is."""
     corrupt(audited_url, OVERCHARGED)
@@ -410,11 +428,11 @@ def test_command_audits_as_told_and_refuses_in_one_line(
     refused = {
         audit(audited_url, "--sample", "2", "--account", "CUT").exception: CommandRefused,
         audit(audited_url, "--account", "NOBODY").exception: UnknownAccount,
-        audit(database_url).exception: MigrationError,
+        audit(empty_database_url).exception: MigrationError,
     }
     for refusal, kind in refused.items():
         assert isinstance(refusal, kind)
-    with psycopg.connect(database_url) as conn:
+    with psycopg.connect(empty_database_url) as conn:
         assert conn.execute("select to_regclass('accounts')").fetchone() == (None,)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from prepaid.embedded import EmbeddedPostgres
-from tests.integration.test_audit import audited, broken_checks, copied, corrupt, true_template
+from tests.databases import scratch_database
+from tests.integration.test_audit import audited, broken_checks, corrupt, true_template
 
 pytestmark = pytest.mark.db
 
 UNCHANGED = "alter table {} disable trigger append_only"
+FREE_RECORDS = "alter table meter_records disable trigger keep_record"
+FREE_VENDS = "alter table vends disable trigger keep_vend"
 FREE_LEGS, FREE_JOURNALS, FREE_TOKENS = (UNCHANGED.format(table) for table in ("legs", "journals", "tokens"))
 ACCOUNT = "(select id from accounts where number = '{}')"
 METER = "(select id from meters where serial = 'M-{}')"
@@ -296,30 +299,37 @@ CORRUPTIONS = {
         "(message V1, account CUT, status 200): 1 journals and 0 tokens",
     ),
     "vend_amount_changed": (
-        [f"update vends set amount_minor = amount_minor + 1 where id = {SOLD}"],
+        [FREE_VENDS, f"update vends set amount_minor = amount_minor + 1 where id = {SOLD}"],
         {"I6"},
         "(message V1, account CUT, status 200): amount 50001 minor, journal",
     ),
     "vend_of_another_account": (
-        [f"update vends set account_id = {STEADY} where id = {SOLD}"],
+        [FREE_VENDS, f"update vends set account_id = {STEADY} where id = {SOLD}"],
         {"I6", "I6-tokens"},
         "is no vend of its account",
     ),
     "vend_deleted": (
-        [FREE_TOKENS, f"delete from tokens where vend_id = {SOLD}", f"delete from vends where id = {SOLD}"],
-        {"I6"},
+        [
+            FREE_TOKENS,
+            FREE_VENDS,
+            f"delete from tokens where vend_id = {SOLD}",
+            f"delete from vends where id = {SOLD}",
+        ],
+        {"I6", "I7"},
         "of account CUT: kind vend, and no vend names it",
     ),
     "refusal_with_token": (
         [
-            f"""insert into tokens (vend_id, meter_id, tid, digits, subclass)
-                select id, {METER.format("CUT")}, 50, '99999999999999999999', 4 from vends where status = 422"""
+            f"""insert into tokens (vend_id, meter_id, record_id, engine, kind, era, tid, digits, subclass)
+                select v.id, r.meter_id, r.id, 'sts', 'credit', 2014, 50, '99999999999999999999', 4
+                from vends v cross join meter_records r where v.status = 422 and r.meter_id = {METER.format("CUT")}"""
         ],
         {"I6", "I6-tokens"},
         "(message V3, account CUT, status 422): 0 journals and 1 tokens",
     ),
     "message_id_twice": (
         [
+            FREE_VENDS,
             "alter table vends drop constraint vends_vendor_id_message_id_key",
             "update vends set message_id = 'V1' where message_id = 'V2'",
         ],
@@ -327,14 +337,40 @@ CORRUPTIONS = {
         "its message id is used twice",
     ),
     "tid_twice": (
-        [FREE_TOKENS, "alter table tokens drop constraint tokens_meter_id_tid_key", "update tokens set tid = 101"],
+        [FREE_TOKENS, "alter table tokens drop constraint tokens_one_tid", "update tokens set tid = 101"],
         {"I6-tokens"},
         "of meter M-CUT, TID 101: another token of the meter has the same TID",
     ),
     "last_tid_lowered": (
-        [f"update meter_state set last_tid = 101 where meter_id = {METER.format('CUT')}"],
+        [f"update last_tids set last_tid = 101 where meter_id = {METER.format('CUT')}"],
         {"I6-tokens"},
         "of meter M-CUT, TID 102: the meter's last TID is 101",
+    ),
+    "tid_of_another_era": (
+        [f"update last_tids set era = 1993 where meter_id = {METER.format('CUT')}"],
+        {"I6-tokens"},
+        "of meter M-CUT, TID 101: the meter's last TID is None",
+    ),
+    "record_version_lost": (
+        [FREE_RECORDS, f"update meter_records set version = 3 where meter_id = {METER.format('CUT')}"],
+        {"I6-records"},
+        "meter M-CUT: 1 versions up to 3",
+    ),
+    "record_not_in_force": (
+        [f"update meter_records set state = 'past', valid_to = valid_from where meter_id = {METER.format('CUT')}"],
+        {"I6-records"},
+        "meter M-CUT: no version in force",
+    ),
+    "record_pending_without_tokens": (
+        [
+            f"""insert into meter_records (meter_id, version, state, engine, ea, tct, dkga, sgc, key_type, krn,
+                    tariff_index, ken, base_year, key_change_tokens, capabilities, written_by, reason)
+                select meter_id, 2, 'pending', engine, ea, tct, dkga, sgc, key_type, krn + 1, tariff_index, ken,
+                    base_year, key_change_tokens, capabilities, 'test', 'test'
+                from meter_records where meter_id = {METER.format('CUT')}"""
+        ],
+        {"I6-records"},
+        "meter M-CUT: version 2 is pending without key-change tokens",
     ),
     "desired_changed": (
         [f"update accounts set desired = 'off' where id = {STEADY}"],
@@ -417,17 +453,17 @@ CORRUPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def template(postgres: EmbeddedPostgres) -> Iterator[str]:
+def template(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
     """A true database to be copied."""
-    with true_template(postgres) as name:
+    with true_template(postgres, migrated) as name:
         yield name
 
 
 @pytest.fixture
 def audited_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A copy of the true database."""
-    with copied(postgres, template) as url:
-        yield url
+    with scratch_database(postgres, template=template) as name:
+        yield postgres.url_of(name)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

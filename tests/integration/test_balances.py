@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import subprocess
-import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from db.reports import look_all
 from db.tariffs import add_tariff
 from prepaid.report_commands import CSV_COLUMNS
 from protocols.topics import shard_of
+from tests.commands import run_command, settings_for
 from tests.integration.test_posting import (
     APRIL,
     KOLKATA,
@@ -42,8 +41,6 @@ pytestmark = pytest.mark.db
 
 TOD = "punjab-tod-commercial-2026-27"
 NOW_MS = to_ms(datetime(2026, 6, 1, tzinfo=UTC))
-# A command starts Python, joins the database and migrates it: 2 s on two quiet cores.
-COMMAND_S_MAX = 60
 DAY = timedelta(days=1)
 
 
@@ -305,17 +302,8 @@ def command(
     database_url: str, folder: Path, *arguments: str, status: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `prepaid report balances` as a process and check its exit status."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
-    ended = subprocess.run(
-        [sys.executable, "-m", "prepaid", "report", "balances", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S_MAX,
-        env=clean | {"PREPAID_DATABASE_URL": database_url, "PREPAID_DATA_DIR": str(folder)} | environment,
-        check=False,
-    )
-    assert ended.returncode == status, f"{arguments}: status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-    return ended
+    settings = settings_for(database_url, folder) | environment
+    return run_command("report", "balances", *arguments, environment=settings, status=status)
 
 
 def test_report_of_an_empty_installation_is_zero(database_url: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import pytest
 
 from billing.tariff_document import builtin_documents
 from meter_sim.recorded import Profile, parse_profile
+from tests.commands import clean_environment, run_command
 from tests.properties import oracle
 
 pytestmark = [pytest.mark.db, pytest.mark.broker]
@@ -29,18 +29,8 @@ def prepaid(
     *arguments: str, data: Path | None = None, status: int = 0, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one command and check its exit status."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
     chosen = {"PREPAID_DATA_DIR": str(data)} if data else {}
-    ended = subprocess.run(
-        [sys.executable, "-m", "prepaid", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S_MAX,
-        env=clean | chosen | (environment or {}),
-        check=False,
-    )
-    assert ended.returncode == status, f"{arguments}: status {ended.returncode}\n{ended.stdout}\n{ended.stderr[-3000:]}"
-    return ended
+    return run_command(*arguments, environment=chosen | (environment or {}), status=status, within_s=COMMAND_S_MAX)
 
 
 def answer(*arguments: str, data: Path | None = None, status: int = 0) -> dict[str, Any]:
@@ -122,9 +112,17 @@ def test_demo_tells_the_whole_story_and_leaves_a_clean_audit(data_dir: Path) -> 
 
 
 def test_demo_refuses_a_folder_that_holds_something_else(tmp_path: Path) -> None:
-    """The scratch folder is emptied, so it must be the demo's own."""
+    """The scratch folder is emptied, so it must be the demo's own. Here the program is run as an operator does."""
     (tmp_path / "keep.txt").write_text("mine")
-    ended = prepaid("demo", "--data", str(tmp_path), status=2)
+    ended = subprocess.run(
+        [sys.executable, "-m", "prepaid", "demo", "--data", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        env=clean_environment(),
+        check=False,
+    )
+    assert ended.returncode == 2
     assert "expected a new or empty folder" in ended.stderr
     assert (tmp_path / "keep.txt").read_text() == "mine"
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
@@ -36,6 +34,8 @@ from db.corrections import (
     summary_of,
 )
 from prepaid.embedded import EmbeddedPostgres
+from tests.commands import run_command
+from tests.databases import scratch_database
 from tests.integration.correction_street import (
     CLERK,
     DEAR_ID,
@@ -50,7 +50,6 @@ from tests.integration.correction_street import (
     curve,
     lived_in,
     scratch,
-    scratch_database,
 )
 from tests.integration.test_posting import (
     APRIL,
@@ -73,20 +72,18 @@ from tests.integration.test_posting import (
 
 pytestmark = pytest.mark.db
 
-# Ten times what a command takes on two busy cores.
-COMMAND_S_MAX = 60
 APRIL_15, MAY_20, MAY_31 = date(2026, 4, 15), date(2026, 5, 20), date(2026, 5, 31)
 
 
 @pytest.fixture(scope="module")
-def prepared(postgres: EmbeddedPostgres) -> Iterator[str]:
+def prepared(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
     """A database with one home that has lived from April into June, and the tariffs; its name."""
 
     async def story(conn: AsyncConnection) -> None:
         await add_tariffs(conn)
         await lived_in(conn, "A1")
 
-    with scratch_database(postgres) as name:
+    with scratch_database(postgres, template=migrated) as name:
         on_database(postgres.url_of(name), story)
         yield name
 
@@ -533,17 +530,7 @@ def test_commands_take_a_correction_from_proposal_to_reversal(home_url: str) -> 
         return dict(json.loads(command(*arguments, "--json").stdout))
 
     def command(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
-        ended = subprocess.run(
-            [sys.executable, "-m", "prepaid", "corrections", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S_MAX,
-            env=clean | {"PREPAID_DATABASE_URL": home_url},
-            check=False,
-        )
-        assert ended.returncode == status, f"{arguments}: {ended.stdout}{ended.stderr[-2000:]}"
-        return ended
+        return run_command("corrections", *arguments, environment={"PREPAID_DATABASE_URL": home_url}, status=status)
 
     asked = ("--reason", "order 7", "--by", CLERK)
     proposed = answer("propose-terms", "--account", "A1", "--from", "2026-05-01", "--new-load-w", "4000", *asked)

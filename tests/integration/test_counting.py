@@ -152,13 +152,13 @@ def test_old_batches_are_kept_by_hour_and_shard_with_the_same_sums(database_url:
 
 
 def test_migration_of_a_database_with_meters_knows_their_contacts(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meters that are installed already, and those that come later, are looked for when they are silent."""
 
     async def story() -> None:
         before = [migration for migration in migrations() if migration.name < "0016"]
-        async with await connect(database_url, application="owner") as conn:
+        async with await connect(empty_database_url, application="owner") as conn:
             with monkeypatch.context() as patched:
                 patched.setattr(db.migrate, "migrations", lambda: before)
                 await migrate(conn)

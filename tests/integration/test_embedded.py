@@ -89,9 +89,9 @@ def test_second_start_finds_data_and_addresses(data_dir: Path) -> None:
         assert _read(url) == [1]
 
 
-def test_server_options_are_safe_and_as_documented(postgres: EmbeddedPostgres) -> None:
+def test_server_options_are_safe_and_as_documented(data_dir: Path) -> None:
     """Commits reach the disk, passwords are asked for, and a replay's partitions fit the lock table."""
-    with psycopg.connect(postgres.database_url) as connection:
+    with EmbeddedPostgres(data_dir / "pg") as server, psycopg.connect(server.database_url) as connection:
         shown = {
             name: connection.execute("SELECT current_setting(%s)", (name,)).fetchone()
             for name in (

@@ -18,7 +18,7 @@ from prepaid.__main__ import app
 from prepaid.engineers import add_engineers
 from prepaid.settings import Settings
 from protocols.topics import shard_of
-from tests.integration.vending_shop import Shop, open_shop
+from tests.integration.vending_shop import MASTER, Shop, open_shop
 from tests.support import MINUTE_MS, now_ms
 
 pytestmark = pytest.mark.db
@@ -151,6 +151,7 @@ def on_database_of(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Run commands on an outside database."""
     monkeypatch.setenv("PREPAID_DATABASE_URL", database_url)
     monkeypatch.setenv("PREPAID_LOG_LEVEL", "error")
+    monkeypatch.setenv("PREPAID_MASTER_KEY", MASTER.hex())
     yield CliRunner()
 
 

@@ -74,8 +74,8 @@ def test_meters_are_registered_with_all_columns_and_a_byte_order_mark(settings: 
     assert run_import_meters(settings, file) == (3, 0)
     stored = fetch(
         settings,
-        "select serial, make, model, rated_w, register_end_wh, custody, can_limit, drn, ea, dkga, sgc, key_type, krn,"
-        " tariff_index, ken, base_year from meters order by serial",
+        "select m.serial, make, model, rated_w, register_end_wh, custody, can_limit, drn, ea, dkga, sgc, key_type, krn,"
+        " tariff_index, ken, base_year from meters m left join meter_records r on r.meter_id = m.id order by m.serial",
     )
     assert stored == [
         ("M1", "Acme, Ltd", "A1", 15000, 10**9, "consumer", True, "00000000018", 7, 2, "123456", 2, 1, "01", 255, 1993),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ import pytest
 
 from billing.prepayment import builtin_rules_text
 from billing.supply import Mode
+from tests.commands import run_command, settings_for
 from tests.integration.vending_shop import add_home, open_shop
 
 pytestmark = pytest.mark.db
 
-# A command starts Python, joins the database and migrates it: 2 s on two quiet cores.
-COMMAND_S_MAX = 60
 WHY = ("--reason", "test of the office", "--by", "A. Kaur")
 
 
@@ -29,21 +26,11 @@ class Office:
     """Gives commands on one database."""
 
     def __init__(self, database_url: str, folder: Path) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
-        self._environment = clean | {"PREPAID_DATABASE_URL": database_url, "PREPAID_DATA_DIR": str(folder)}
+        self._settings = settings_for(database_url, folder)
 
     def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run one command and check its exit status."""
-        ended = subprocess.run(
-            [sys.executable, "-m", "prepaid", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S_MAX,
-            env=self._environment,
-            check=False,
-        )
-        assert ended.returncode == status, f"{arguments}: status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        return ended
+        return run_command(*arguments, environment=self._settings, status=status)
 
     def ask(self, *arguments: str) -> dict[str, Any]:
         """Run one command with --json and read its one object."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from db.migrate import migrate, migrations
 from db.pool import connect
 from prepaid.notice_ports import notice_ports, notify_settings, sends_notices
 from prepaid.settings import Settings, SettingsError
+from tests.commands import clean_environment, run_command
 from tests.integration.vending_shop import open_shop
 from tests.notice_support import (
     DOMAIN,
@@ -44,9 +44,8 @@ COMMAND_S_MAX = 60
 
 def environment(database_url: str, folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a command; settings of the machine's own are left out."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
     ours = {"DATABASE_URL": database_url, "NATS_URL": "nats://127.0.0.1:4222", "DATA_DIR": str(folder), **more}
-    return clean | {f"PREPAID_{name}": value for name, value in ours.items()}
+    return clean_environment() | {f"PREPAID_{name}": value for name, value in ours.items()}
 
 
 def channels(gateway: Gateway, mail: MailServer) -> dict[str, str]:
@@ -64,12 +63,7 @@ def channels(gateway: Gateway, mail: MailServer) -> dict[str, str]:
 
 def prepaid(variables: dict[str, str], *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run one command and check its exit status."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "prepaid", *arguments],
-        capture_output=True, text=True, timeout=COMMAND_S_MAX, env=variables, check=False,
-    )  # fmt: skip
-    assert ended.returncode == status, f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr[-2000:]}"
-    return ended
+    return run_command(*arguments, environment=variables, status=status)
 
 
 @contextmanager
@@ -210,12 +204,12 @@ def test_settings_become_channels_and_rules() -> None:
     assert settings.rules.quiet is not None
 
 
-def test_rows_of_an_earlier_version_are_upgraded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_an_earlier_version_are_upgraded(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contacts get one form of numbers and a language, the proven one of two copies stays, old notices stay unsent."""
     every = migrations()
 
     async def story() -> None:
-        async with await connect(database_url, application="test") as conn:
+        async with await connect(empty_database_url, application="test") as conn:
             with monkeypatch.context() as earlier:
                 earlier.setattr("db.migrate.migrations", lambda: [each for each in every if each.name < "0007"])
                 await migrate(conn)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +27,7 @@ from headend.edges.due_orders import Due, claim, find_due, put_off
 from prepaid.embedded import EmbeddedNats
 from protocols.native import Relay, decode_command
 from protocols.topics import SHARDS
+from tests.commands import run_command, settings_for
 from tests.support import Home, Site, open_site, running_dispatch
 
 pytestmark = pytest.mark.db
@@ -197,12 +195,14 @@ def test_a_restore_passes_twenty_thousand_waiting_cut_offs(database_url: str) ->
     asyncio.run(story())
 
 
-def test_migration_brings_open_cut_offs_under_their_areas(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_brings_open_cut_offs_under_their_areas(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cut-off that was open before there were limits has its area afterwards, and leaves; so has every new one."""
     before = [migration for migration in migrations() if migration.name < "0008"]
 
     async def story() -> None:
-        async with await connect(database_url, application="owner") as conn:
+        async with await connect(empty_database_url, application="owner") as conn:
             with monkeypatch.context() as patched:
                 patched.setattr(db.migrate, "migrations", lambda: before)
                 await migrate(conn)
@@ -372,16 +372,8 @@ def test_running_dispatcher_notices_that_the_clock_was_set_back(database_url: st
 
 def _prepaid(database_url: str, folder: Path, *arguments: str, status: int = 0) -> str:
     """Give one command as a process; return what it prints."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
-    ended = subprocess.run(
-        [sys.executable, "-m", "prepaid", "supply", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean | {"PREPAID_DATABASE_URL": database_url, "PREPAID_DATA_DIR": str(folder)},
-        check=False,
-    )
-    assert ended.returncode == status, f"{arguments}: status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+    settings = settings_for(database_url, folder)
+    ended = run_command("supply", *arguments, environment=settings, status=status)
     return ended.stdout if not status else ended.stderr
 
 

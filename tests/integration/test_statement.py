@@ -6,11 +6,10 @@ import asyncio
 import csv
 import io
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,6 +28,7 @@ from db.posting import lock_and_look, post_days, post_money, post_readings
 from db.reports import bills
 from db.statements import read_balance_at, read_statement
 from db.tariffs import add_tariff
+from tests.commands import run_command, settings_for
 from tests.integration.vending_shop import CALENDAR, RULES, TARIFF, Shop, add_home, open_shop
 from vending.edges.keys import Role, issue_api_key
 from vending.edges.statement_models import STATEMENT_EXAMPLE, PastBalanceAnswer, StatementAnswer
@@ -547,18 +547,9 @@ def test_statement_over_a_change_of_terms_adds_up_with_its_time_of_day_lines(dat
 
 def prepaid(database_url: str, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run one command on a test's database and check its exit status."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
     with tempfile.TemporaryDirectory() as folder:
-        ended = subprocess.run(
-            [sys.executable, "-m", "prepaid", "accounts", "statement", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=clean | {"PREPAID_DATABASE_URL": database_url, "PREPAID_DATA_DIR": folder},
-            check=False,
-        )
-    assert ended.returncode == status, f"{arguments}: {ended.stdout}\n{ended.stderr[-3000:]}"
-    return ended
+        settings = settings_for(database_url, Path(folder))
+        return run_command("accounts", "statement", *arguments, environment=settings, status=status)
 
 
 def test_command_prints_the_statement_of_the_interface(database_url: str) -> None:

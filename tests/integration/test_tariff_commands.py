@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,34 +12,23 @@ import psycopg
 import pytest
 
 from billing.tariff_document import builtin_documents
+from tests.commands import run_command, settings_for
 
 pytestmark = pytest.mark.db
 
 RECORD = Path(str(resources.files("prepaid") / "recorded" / "home_hourly.csv"))
 SHIPPED = "punjab-ds-2026-27"
-# Ten times what a command takes on two busy cores.
-COMMAND_S_MAX = 60
 
 
 class Shell:
     """Runs commands on one database."""
 
     def __init__(self, database_url: str, data: Path) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREPAID_")}
-        self._environment = clean | {"PREPAID_DATABASE_URL": database_url, "PREPAID_DATA_DIR": str(data)}
+        self._settings = settings_for(database_url, data)
 
     def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run one command and check its exit status."""
-        ended = subprocess.run(
-            [sys.executable, "-m", "prepaid", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S_MAX,
-            env=self._environment,
-            check=False,
-        )
-        assert ended.returncode == status, f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr[-3000:]}"
-        return ended
+        return run_command(*arguments, environment=self._settings, status=status)
 
     def answer(self, *arguments: str) -> dict[str, Any]:
         """Run one command with --json and read its one object."""
@@ -98,7 +85,7 @@ def test_documents_are_added_all_or_none(shell: Shell, tmp_path: Path) -> None:
     bytes_ = tmp_path / "bytes.toml"
     bytes_.write_bytes(b'id = "a"\n\xff')
     assert "document_refused: bytes.toml line 2: expected UTF-8" in shell.refusal("tariffs", "check", str(bytes_))
-    assert "FileNotFoundError" in shell.refusal("tariffs", "check", str(tmp_path / "none.toml"))
+    assert "file_unusable" in shell.refusal("tariffs", "check", str(tmp_path / "none.toml"))
     assert "good" not in {each["id"] for each in shell.answer("tariffs", "list")["tariffs"]}
 
 

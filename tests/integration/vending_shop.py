@@ -16,6 +16,7 @@ from psycopg import AsyncConnection
 from billing.calendar import LocalCalendar, to_ms
 from billing.journals import JournalKind
 from billing.supply import Mode
+from db.meter_records import RecordFields
 from db.migrate import migrate
 from db.orders import PostingRules
 from db.pool import connect
@@ -25,10 +26,11 @@ from db.registry import NewAccount, NewMeter, StsIdentity, add_meter, add_vendor
 from meter_sim.token_reader import TokenReader
 from vending.edges.api import create_app
 from vending.edges.keys import NewApiKey, Role, add_vending_key, issue_api_key, load_security_module
+from vending.edges.payment_desk import OnlineSettings
+from vending.engines.records import StsFacts, sts_facts
 from vending.security import SecurityModule
-from vending.sts.identity import luhn_check_digit
+from vending.sts.identity import MeterKeyRecord, luhn_check_digit
 from vending.sts.keys import derive_decoder_key
-from vending.vends import StsFields, key_record
 
 MASTER = bytes(range(32))
 # Origin: STS 531 compliance tests, a published test key.
@@ -127,24 +129,31 @@ class Shop:
 
     def token_reader(self) -> TokenReader:
         """Return the home meter's own reader of tokens."""
-        record = key_record(
-            StsFields(
-                drn=self.home.drn or "", ea=11, dkga=4, sgc=SGC, key_type=2, krn=1, tariff_index="01", ken=255,
-                base_year=2014, last_tid=None,
-            )
-        )  # fmt: skip
-        return TokenReader(derive_decoder_key(VENDING_KEY, record).key)  # type: ignore[arg-type]  # A good record.
+        return TokenReader(derive_decoder_key(VENDING_KEY, key_of(self.home.drn or "")).key)
+
+
+def key_of(drn: str, **changes: Any) -> MeterKeyRecord:
+    """Return the key record of a meter as homes have it, with some fields of it changed."""
+    values = {name: getattr(STS, name) for name in StsIdentity.__dataclass_fields__ if name != "drn"}
+    facts = sts_facts(RecordFields(engine="sts", **(values | changes)), drn)
+    assert isinstance(facts, StsFacts), facts
+    return facts.key
 
 
 @asynccontextmanager
 async def open_shop(
-    database_url: str, *, module: SecurityModule | None = None, sms_secret: bytes | None = None
+    database_url: str,
+    *,
+    module: SecurityModule | None = None,
+    sms_secret: bytes | None = None,
+    online: OnlineSettings | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Shop]:
     """Open the application on an empty database."""
     async with await connect(database_url, application="test") as conn:
         await migrate(conn)
         await add_vending_key(conn, MASTER, sgc=SGC, krn=1, key=VENDING_KEY)
-        clock = Clock()
+        clock = clock or Clock()
         app = create_app(
             database_url=database_url,
             calendar=CALENDAR,
@@ -153,6 +162,10 @@ async def open_shop(
             vend_max_minor=5_000_000,
             stale_reading_s=None,
             sms_secret=sms_secret,
+            master=MASTER,
+            # What a test changes by SQL is seen at once.
+            look_every_ms=0,
+            online=online,
             clock=clock,
         )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -164,10 +177,11 @@ async def open_shop(
             vendor_id = await add_vendor(conn, "Station 17")
             shop = Shop(conn=conn, app=app, http=http, clock=clock, home=home, vendor_id=vendor_id)
             other_id = await add_vendor(conn, "Station 18")
-            shop.keys["vendor"] = await issue_api_key(conn, Role.VENDOR, vendor_id=vendor_id)
-            shop.keys["other_vendor"] = await issue_api_key(conn, Role.VENDOR, vendor_id=other_id)
-            shop.keys["engineer"] = await issue_api_key(conn, Role.ENGINEER)
-            shop.keys["consumer"] = await issue_api_key(conn, Role.CONSUMER, account_id=home.account_id)
+            shop.keys["vendor"] = await issue_api_key(conn, Role.VENDOR, vendor_id=vendor_id, master=MASTER)
+            shop.keys["other_vendor"] = await issue_api_key(conn, Role.VENDOR, vendor_id=other_id, master=MASTER)
+            shop.keys["supervisor"] = await issue_api_key(conn, Role.SUPERVISOR, vendor_id=vendor_id, master=MASTER)
+            shop.keys["engineer"] = await issue_api_key(conn, Role.ENGINEER, master=MASTER)
+            shop.keys["consumer"] = await issue_api_key(conn, Role.CONSUMER, account_id=home.account_id, master=MASTER)
             yield shop
 
 

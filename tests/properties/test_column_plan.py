@@ -22,14 +22,17 @@ from headend.state import MeterState, RegisterSegment
 from headend.validate import CLOCK_CEILING_MS, CLOCK_FLOOR_MS, FUTURE_SLACK_MS
 from protocols.native import (
     CommandReply,
+    EntryResult,
     MeterEvent,
     OrderKind,
     Readings,
     Relay,
     ReplyResult,
+    TokenEntered,
     encode_event,
     encode_readings,
     encode_reply,
+    encode_token_entered,
 )
 from protocols.rows import ReadingRow
 from protocols.topics import event_topic, reading_topic, shard_of
@@ -142,9 +145,9 @@ def meters(draw: st.DrawFn, serial: str, meter_id: int) -> MeterState:
 
 @st.composite
 def messages(draw: st.DrawFn) -> Received:
-    """Draw a message: mostly readings as a meter sends them, some absurd; else an event, a reply or nonsense."""
+    """Draw a message: mostly readings as a meter sends them, some absurd; else an event, a reply, a token, nonsense."""
     serial = draw(st.sampled_from((*SERIALS, *SERIALS, "M9")))
-    kind = draw(st.sampled_from(["orderly"] * 16 + ["readings"] * 2 + ["event", "reply", "nonsense"]))
+    kind = draw(st.sampled_from(["orderly"] * 16 + ["readings"] * 2 + ["event", "reply", "token", "nonsense"]))
     topic, payload = event_topic(serial), b"{"
     if kind == "orderly":
         topic, payload = reading_topic(serial), encode_readings(draw(_orderly_readings(serial)))
@@ -153,6 +156,10 @@ def messages(draw: st.DrawFn) -> Received:
     elif kind == "event":
         at_ms = draw(st.integers(T0, NOW_MS))
         payload = encode_event(MeterEvent(serial=serial, seq=None, at_ms=at_ms, code=draw(st.integers(1, 300))))
+    elif kind == "token":
+        result = draw(st.sampled_from(EntryResult))
+        token = TokenEntered(serial=serial, seq=None, at_ms=NOW_MS, tid=1, last_digits="0001", result=result)
+        payload = encode_token_entered(token)
     elif kind == "reply":
         payload = encode_reply(
             CommandReply(
@@ -246,7 +253,7 @@ def _adopted(known: Mapping[str, MeterState], made: Plan) -> dict[str, MeterStat
 def test_any_batch_is_planned_in_columns_as_one_by_one(
     found: Sequence[MeterState], batches: Sequence[Sequence[Received]]
 ) -> None:
-    """Rows, quarantine, late readings, segments, relays, events, replies, counts, candidates and states are equal."""
+    """Rows, quarantine, late readings, segments, relays, events, replies, tokens, counts and states are equal."""
     known = {state.serial: state for state in found}
     cache = StateCache(CALENDAR, validation=VALIDATION)
     for state in found:
@@ -262,6 +269,7 @@ def test_any_batch_is_planned_in_columns_as_one_by_one(
         assert made.events == plain.events
         assert (made.flags, made.numbers) == (plain.flags, plain.numbers)
         assert made.replies == plain.replies
+        assert made.entries == plain.entries
         assert made.candidates == plain.candidates
         assert made.stale_serials == plain.stale_serials
         assert _counts(made) == _counts(plain)

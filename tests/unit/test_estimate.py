@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.estimate import energy_bought_wh
+from billing.estimate import energy_bought_wh, purchase_of
 from billing.rating import total
 from billing.tariff_document import builtin_tariff, parse_tariff
 from billing.terms import ONE_DAY, BillPart, one_assignment, part_lines
@@ -76,3 +76,31 @@ def test_credit_covers_what_it_buys_and_not_one_wh_more(used_wh: int, credit_min
     base_minor = price_minor(used_wh, before_wh=before_wh)
     assert price_minor(used_wh + bought_wh, before_wh=before_wh) - base_minor <= credit_minor
     assert price_minor(used_wh + bought_wh + 1, before_wh=before_wh) - base_minor > credit_minor
+
+
+def test_purchase_across_a_step_names_each_step_with_its_units_and_rate() -> None:
+    """10 of 30 kWh are cheap: 10 x 3.85 and 20 x 7.05, less 1 %, plus 15 %."""
+    buys = purchase_of(PART, before_wh=200_000, used_wh=90_000, energy_wh=30_000)
+    assert [(step.line, step.from_wh, step.to_wh, step.energy_wh, step.amount_minor) for step in buys.steps] == [
+        ("energy_1", 0, 300_000, 10_000, 3_850),
+        ("energy_2", 300_000, None, 20_000, 14_100),
+    ]
+    assert [step.rate_milli_per_kwh for step in buys.steps] == [385_000, 705_000]
+    assert buys.cost_minor == 3_850 + 14_100 + sum(buys.lines.values())
+    assert set(buys.lines) == {"rebate", "duty"}
+
+
+def test_purchase_at_the_rate_of_all_units_is_one_step_that_prices_the_earlier_ones_again() -> None:
+    """From 90 kWh at 1.00 to 110 kWh at 2.00: the 20 bought cost 220 less the 90 charged."""
+    document = """
+id = "whole"
+effective_from = 2026-04-01
+[slabs]
+kind = "whole_quantity"
+[[band]]
+energy = [{ to_kwh = 100, rate_milli_per_kwh = 100_000 }, { rate_milli_per_kwh = 200_000 }]
+"""
+    part = one_assignment(parse_tariff(document), load_w=1_000, opened_on=APRIL).part_at(APRIL)
+    (step,) = purchase_of(part, used_wh=90_000, energy_wh=20_000).steps
+    assert (step.line, step.energy_wh, step.amount_minor) == ("energy_2", 20_000, 22_000 - 9_000)
+    assert purchase_of(part, used_wh=90_000, energy_wh=0).steps == ()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from protocols.compact import encode_compact
 from protocols.errors import FrameError, Malformed
 from protocols.native import (
     BLOCK_INTERVALS_MAX,
@@ -19,6 +20,7 @@ from protocols.native import (
     TIME_MS_MAX,
     Command,
     CommandReply,
+    CouponEntered,
     EntryResult,
     MeterEvent,
     OrderKind,
@@ -29,6 +31,7 @@ from protocols.native import (
     decode_command,
     decode_uplink,
     encode_command,
+    encode_coupon_entered,
     encode_event,
     encode_readings,
     encode_reply,
@@ -163,6 +166,18 @@ def test_reply_of_any_content_comes_back_as_encoded(value: CommandReply) -> None
 def test_token_of_any_content_comes_back_as_encoded(value: TokenEntered) -> None:
     """Encoding and decoding what became of a token are inverse."""
     assert decode_uplink(f"amr/{value.serial}/ev", encode_token_entered(value)) == value
+
+
+@given(st.text("0123456789", min_size=16, max_size=16), st.none() | st.integers(0, 2**63 - 1))
+def test_coupon_of_any_pin_comes_back_as_encoded_and_shows_it_nowhere(pin: str, seq: int | None) -> None:
+    """Encoding and decoding a coupon are inverse, in both forms; every strict prefix is refused."""
+    value = CouponEntered(serial="M1", seq=seq, at_ms=1_763_730_000_000, pin=pin)
+    assert pin not in repr(value)
+    for payload in (encode_coupon_entered(value), encode_compact(value)):
+        assert decode_uplink("amr/M1/ev", payload) == value
+        for cut in range(len(payload)):
+            with pytest.raises(FrameError):
+                decode_uplink("amr/M1/ev", payload[:cut])
 
 
 @given(COMMANDS)

@@ -28,7 +28,17 @@ def test_every_word_of_every_language_is_understood(language: Language, command:
         for form in ("NFC", "NFD"):
             asked = read_inbound(f"{unicodedata.normalize(form, word)}। 100200300")  # type: ignore[arg-type]  # A form.
             spoken = None if language is Language.ENGLISH else language
-            assert asked == Inbound(command=command, account="100200300", language=spoken)
+            if command is Command.REDEEM:
+                assert asked == Inbound(command=command, language=spoken, rest=("100200300",))
+            else:
+                assert asked == Inbound(command=command, account="100200300", language=spoken)
+
+
+def test_words_after_a_coupon_are_kept_as_they_were_sent() -> None:
+    """A meter's serial may have capitals; what is worth money shows in no text of ours."""
+    asked = read_inbound("redeem: 4821-0937 5566 1208, PB-77.")
+    assert asked.rest == ("4821-0937", "5566", "1208", "PB-77")
+    assert "4821" not in repr(asked)
 
 
 def test_second_word_names_the_account() -> None:

@@ -14,6 +14,8 @@ from billing.notices import (
     FACTS,
     BalanceAnswer,
     Channel,
+    CouponReason,
+    CouponRefused,
     Cut,
     Exhausted,
     Facts,
@@ -98,6 +100,7 @@ GREATEST: dict[NoticeKind, Facts] = {
         HelpAnswer(),
         Stopped(),
         Started(),
+        CouponRefused(reason=CouponReason.COUPON_LAPSED),
     )
 }
 EVERY = [(kind, language, channel) for kind in NoticeKind for language in Language for channel in Channel]
@@ -264,5 +267,5 @@ def test_every_value_of_a_closed_set_has_a_word() -> None:
             assert phrases_of(language).words[event] in words_of(
                 Tamper(event=event, at_ms=AT_MS), language, Channel.SMS
             )
-        values: type[StrEnum] = Supply
-        assert all(value in phrases_of(language).words for value in values)
+        values: tuple[type[StrEnum], ...] = (Supply, CouponReason)
+        assert all(value in phrases_of(language).words for each in values for value in each)

@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.supply import Supply
-from vending.receipt import Receipt, format_e5, format_percent, receipt_lines, receipt_to_api
-from vending.sts.tokens import TokenNumber
+from vending.engines.port import Carried, CarriedUnit, IssuedToken
+from vending.engines.records import EngineName
+from vending.receipt import Receipt, format_percent, receipt_lines, receipt_to_api
 
+TOKEN = IssuedToken(
+    engine=EngineName.STS,
+    digits="12345678901234567890",
+    grouped="1234 5678 9012 3456 7890",
+    tid=6_779_175,
+    token_class=0,
+    subclass=4,
+    carried=Carried(steps=50_002_624, steps_per_unit=100_000, unit=CarriedUnit.CURRENCY),
+)
 RECEIPT = Receipt(
     message_id="T17-1",
     vendor="Station 17",
@@ -22,9 +32,7 @@ RECEIPT = Receipt(
     amount_minor=50_000,
     balance_before_minor=-12_000,
     balance_after_minor=38_000,
-    token=TokenNumber("12345678901234567890"),
-    tid=6_779_175,
-    token_amount_e5=50_002_624,
+    token=TOKEN,
     supply_before=Supply.OFF,
     supply_after=Supply.ON,
     restores_with_minor=0,
@@ -172,9 +180,11 @@ def test_answer_carries_every_amount_printed_and_in_minor_units() -> None:
     assert answer["token"] == {
         "digits": "12345678901234567890",
         "grouped": "1234 5678 9012 3456 7890",
+        "engine": "sts",
         "class": 0,
         "subclass": 4,
         "amount": "500.02624",
+        "unit": "currency",
     }
     assert answer["supply"] == {
         "state_before": "off",
@@ -189,10 +199,31 @@ def test_repr_of_a_receipt_masks_the_token() -> None:
     assert RECEIPT.token.digits not in repr(RECEIPT)
 
 
-@pytest.mark.parametrize(("e5", "text"), [(0, "0.00000"), (1, "0.00001"), (100_000, "1.00000"), (-60_001, "-0.60001")])
-def test_token_amounts_are_printed_exactly(e5: int, text: str) -> None:
-    """Five decimals, the unit of the currency token."""
-    assert format_e5(e5) == text
+@pytest.mark.parametrize(
+    ("steps", "steps_per_unit", "unit", "text"),
+    [
+        (0, 100_000, CarriedUnit.CURRENCY, "INR 0.00000"),
+        (1, 100_000, CarriedUnit.CURRENCY, "INR 0.00001"),
+        (-60_001, 100_000, CarriedUnit.CURRENCY, "INR -0.60001"),
+        (877, 10, CarriedUnit.KWH, "87.7 kWh"),
+        (30, 1, CarriedUnit.DAYS, "30 days"),
+        (36, 24, CarriedUnit.DAYS, "1.50 days"),
+    ],
+)
+def test_what_a_token_carries_is_printed_in_its_own_unit(
+    steps: int, steps_per_unit: int, unit: CarriedUnit, text: str
+) -> None:
+    """Money with five decimals, energy with one, whole days as such."""
+    carried = Carried(steps=steps, steps_per_unit=steps_per_unit, unit=unit)
+    lines = lines_of(replace(RECEIPT, token=replace(TOKEN, carried=carried)))
+    assert lines["token_amount"] == f"The token carries: {text}"
+
+
+def test_receipt_under_a_pending_key_says_what_to_enter_first() -> None:
+    """Under the key that is still on its way the meter takes the credit only after the set."""
+    lines = [line.code for line in receipt_lines(replace(RECEIPT, key_change_first=4))]
+    assert lines[0] == "key_change_first"
+    assert lines_of(replace(RECEIPT, key_change_first=4))["key_change_first"].startswith("Enter the 4 key-change")
 
 
 @pytest.mark.parametrize(("points", "text"), [(100, "1"), (150, "1.5"), (125, "1.25"), (5, "0.05"), (10_000, "100")])

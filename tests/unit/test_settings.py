@@ -75,6 +75,9 @@ def test_unknown_variable_stops_the_start(name: str, monkeypatch: pytest.MonkeyP
         ("PREPAID_SMTP_USER", "pspcl", "smtp_user: expected smtp_password beside it"),
         ("PREPAID_SMS_URL", "ftp://gateway", "sms_url: expected an address beginning with https://"),
         ("PREPAID_SMS_URL", "https://gateway.in/sms", "sms_url: expected sms_secret beside it"),
+        ("PREPAID_API_PLAIN_KEYS", "sometimes", "api_plain_keys"),
+        ("PREPAID_API_TLS_CERT", "api.pem", "api_tls_cert: expected api_tls_key beside it"),
+        ("PREPAID_API_TLS_CLIENT_CA", "ca.pem", "api_tls_client_ca: expected api_tls_cert and api_tls_key"),
         ("PREPAID_SMS_SECRET", "short", "sms_secret: expected 32 characters or more"),
     ],
 )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import assert_never
+from typing import Any
 
 from billing.calendar import LocalCalendar, from_ms
 from billing.prepayment import recharge_to_keep
@@ -21,29 +21,9 @@ from billing.terms import ONE_DAY
 from db.accounts import AccountView
 from db.prepayment import Prepayment
 from db.vends import NamedMeter
-from vending.receipt import format_e5, money_to_api
-from vending.sts.amounts import decode_unit_amount
-from vending.sts.identity import MeterKeyRecord
-from vending.sts.tid import minute_of_tid
-from vending.sts.tokens import (
-    CreditService,
-    CurrencyCredit,
-    DisplayTest,
-    ExtendedRead,
-    Token,
-    TokenNumber,
-    UnitCredit,
-    pack_fields,
-)
+from vending.engines.port import TokenReading
+from vending.receipt import money_to_api
 from vending.vends import Declined, VendLimits
-
-_UNITS = {
-    CreditService.ELECTRICITY: "kWh",
-    CreditService.WATER: "m3",
-    CreditService.GAS: "m3",
-    CreditService.TIME: "min",
-}
-_TENTHS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +49,18 @@ def declined_to_api(declined: Declined) -> dict[str, object]:
     """Return a refusal, with the limit that was missed where there is one."""
     limit = {} if declined.limit_minor is None else money_to_api("limit", declined.limit_minor)
     return error_to_api(declined.reason.value, declined.message, **limit)
+
+
+def without_token(answer: Mapping[str, Any], withheld: str) -> dict[str, Any]:
+    """Return a receipt as it is answered before its token may be seen; `withheld` says why it is not."""
+    return {
+        **answer,
+        "tid": None,
+        "token": {**answer["token"], "digits": None, "grouped": None},
+        "key_change_tokens": [],
+        "lines": [line for line in answer["lines"] if line["code"] != "token"],
+        "token_withheld": withheld,
+    }
 
 
 def day_use(view: AccountView, around: list[Point], calendar: LocalCalendar) -> DayUse:
@@ -199,37 +191,24 @@ def mask_name(name: str) -> str:
     return " ".join(f"{word[0]}***" for word in name.split())
 
 
-def token_to_api(meter: NamedMeter, record: MeterKeyRecord, number: TokenNumber, token: Token) -> dict[str, object]:
+def token_to_api(meter: NamedMeter, read: TokenReading) -> dict[str, object]:
     """Return what a token says; the digits themselves only masked."""
-    token_class, subclass, _ = pack_fields(token)
     return {
         "meter_serial": meter.serial,
         "drn": meter.drn,
-        "token": number.masked,
-        "class": token_class,
-        "subclass": subclass,
-        **_token_credit(token, record),
+        "token": read.masked,
+        "class": read.token_class,
+        "subclass": read.subclass,
+        "amount": None if read.carried is None else read.carried.text,
+        "unit": None if read.carried is None else read.carried.unit.value,
+        "tid": read.tid,
+        "tid_minute": None if read.tid_minute is None else read.tid_minute.isoformat(timespec="minutes"),
     }
 
 
 def supply_state(view: AccountView) -> Supply:
     """Return what the meter last reported, or what was wanted while it has reported nothing."""
     return view.meter.relay or view.levels.desired
-
-
-def _token_credit(token: Token, record: MeterKeyRecord) -> dict[str, object]:
-    match token:
-        case UnitCredit():
-            whole, tenth = divmod(decode_unit_amount(token.amount16), _TENTHS)
-            amount, unit, tid = f"{whole}.{tenth}", _UNITS[token.service], token.tid
-        case CurrencyCredit():
-            amount, unit, tid = format_e5(token.amount.amount_e5), "currency", token.tid
-        case DisplayTest() | ExtendedRead():
-            return {"amount": None, "unit": None, "tid": None, "tid_minute": None}
-        case _:
-            assert_never(token)
-    minute = minute_of_tid(tid, record.base_date).isoformat(timespec="minutes")
-    return {"amount": amount, "unit": unit, "tid": tid, "tid_minute": minute}
 
 
 def _iso(at_ms: int) -> str:

@@ -29,7 +29,6 @@ from db.consumer_facts import (
 from db.notices import ListedNotice
 from vending.edges.answers import supply_to_api
 from vending.receipt import money_to_api
-from vending.sts.tokens import TokenNumber
 
 # Why an order was written, by what was posted then.
 _CAUSES: Mapping[str, str] = {
@@ -285,8 +284,7 @@ def _wish_to_api(wish: Wish) -> dict[str, object]:
 def _token(digits: str | None, *, whole: bool) -> str | None:
     if digits is None:
         return None
-    number = TokenNumber(digits)
-    return number.digits if whole else number.masked
+    return digits if whole else f"...{digits[-4:]}"
 
 
 def _money_or_null(name: str, amount_minor: int | None) -> dict[str, object]:

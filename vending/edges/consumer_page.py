@@ -20,6 +20,10 @@ _MEDIA_TYPES = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "words.json": "application/json",
+    "recharge.html": "text/html; charset=utf-8",
+    "recharge.css": "text/css; charset=utf-8",
+    "recharge.js": "text/javascript; charset=utf-8",
+    "recharge_words.json": "application/json",
 }
 # Only from here, nothing inline, in nobody's frame.
 _HEADERS = {
@@ -47,7 +51,7 @@ class PageFile:
 @page_router.get("/consumer")
 async def get_page(request: Request) -> Response:
     """Return the page."""
-    return _file(request, "index.html")
+    return send_file(request, "index.html")
 
 
 @page_router.get("/consumer/{name}")
@@ -55,7 +59,7 @@ async def get_page_file(name: str, request: Request) -> Response:
     """Return a file that the page loads."""
     if name not in _MEDIA_TYPES:
         raise HTTPException(status_code=404, detail="Not Found")
-    return _file(request, name)
+    return send_file(request, name)
 
 
 @cache
@@ -65,7 +69,8 @@ def page_file(name: str) -> PageFile:
     return PageFile(content=content, media_type=_MEDIA_TYPES[name], tag=f'"{hashlib.sha256(content).hexdigest()[:16]}"')
 
 
-def _file(request: Request, name: str) -> Response:
+def send_file(request: Request, name: str) -> Response:
+    """Send a file of a page, or that the reader's copy of it still holds."""
     found = page_file(name)
     headers = {**_HEADERS, "etag": found.tag}
     if request.headers.get("if-none-match") == found.tag:

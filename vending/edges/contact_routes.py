@@ -147,7 +147,7 @@ async def post_verification(
     },
 )
 async def post_inbound(request: Request) -> Response:
-    """Answer BAL, USE, TOKEN, STOP, START once for each message id; the gateway may repeat a request freely."""
+    """Answer BAL, USE, TOKEN, REDEEM, STOP, START once for each message id; the gateway may repeat a request freely."""
     state = state_of(request)
     raw = await request.body()
     _require_signature(request, state.sms_secret, raw, now_s=state.desk.clock() // _MS)
@@ -157,7 +157,7 @@ async def post_inbound(request: Request) -> Response:
         raise RequestValidationError(error.errors(include_url=False)) from None
     message = InboundMessage(message_id=body.message_id, sender=body.sender, text=body.text)
     async with state.pool.connection() as conn:
-        outcome = await answer_message(conn, state.desk, message)
+        outcome = await answer_message(conn, state.desk, message, state.coupon_keys)
     _log.info("sms_received", message_id=body.message_id, outcome=outcome.value)
     return answer({"message_id": body.message_id, "outcome": outcome.value})
 

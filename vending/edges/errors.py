@@ -17,6 +17,28 @@ class NotAllowed(VendingError):
     code = "not_allowed"
 
 
+class NonceReused(VendingError):
+    """A signed request whose number was used before: a copy."""
+
+    code = "nonce_reused"
+
+
+class TooManyRequests(VendingError):
+    """More requests than a limit allows; nothing was looked at. The same request may come after `retry_after_s`."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class VendDayFull(TooManyRequests):
+    """More vends or money on a local day than a limit allows; nothing is stored under the message id."""
+
+    code = "vend_day_full"
+
+
 class AccountUnknown(VendingError):
     """No account of that number."""
 
@@ -33,6 +55,30 @@ class VendUnknown(VendingError):
     """No vend of that message id by this vendor."""
 
     code = "unknown_vend"
+
+
+class AdviceContradicts(VendingError):
+    """An advice or decision that goes against what was said of the vend before, or against what its meter shows."""
+
+    code = "advice_contradicts"
+
+
+class VendReleased(VendingError):
+    """A vend that is to be cancelled though its token was given out."""
+
+    code = "released_already"
+
+
+class MessageOfAnother(VendingError):
+    """A message id that belongs to another kind of request."""
+
+    code = "message_id_reused"
+
+
+class FaultReportUnknown(VendingError):
+    """No open fault report of that number."""
+
+    code = "unknown_fault_report"
 
 
 class TokenNotIssued(VendingError):

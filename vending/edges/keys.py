@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import ClassVar
 
 from psycopg import AsyncConnection
 
+from db.api_access import NewKey, add_key, newest_sealed_key
 from db.keys import add_sealed_key, read_sealed_keys
-from db.vends import add_api_key, end_api_key
+from db.vends import end_api_key
 from vending.key_custody import (
     SealedVendingKey,
     dkga_of_key,
+    open_api_secret,
     open_vending_key,
+    seal_api_secret,
     seal_vending_key,
     vending_key_check_value,
 )
+from vending.roles import VENDOR_ROLES, Role, Scope, narrow
 from vending.security import VendingKeyConflict
 from vending.soft_module import ChangedKeys, SoftSecurityModule
 from vending.sts.sta import StaTables
@@ -35,14 +39,6 @@ _SECRET_BYTES = 32
 _KEY_ID_BYTES = 8
 _RND_VALUES = 16
 _HEADER = re.compile(r"(?P<key_id>[A-Za-z0-9_-]{1,64})\.(?P<secret>[A-Za-z0-9_-]{16,128})")
-
-
-class Role(StrEnum):
-    """What an interface key may do."""
-
-    VENDOR = "vendor"
-    ENGINEER = "engineer"
-    CONSUMER = "consumer"
 
 
 class BadApiKeyOwner(VendingError):
@@ -94,10 +90,13 @@ async def read_vending_keys(conn: AsyncConnection) -> list[SealedVendingKey]:
 async def require_master(conn: AsyncConnection, master: bytes) -> None:
     """Refuse to seal anything under another master key than the installation's: keys under two would stop it for good.
 
-    Raises: SealBroken when a vending key does not open.
+    Raises: SealBroken when a vending key, or the newest interface key that can sign, does not open.
     """
     for each in await read_vending_keys(conn):
         open_vending_key(master, each.sgc, each.krn, each.sealed)
+    newest = await newest_sealed_key(conn)
+    if newest is not None:
+        open_api_secret(master, *newest)
 
 
 async def add_vending_key(conn: AsyncConnection, master: bytes, *, sgc: str, krn: int, key: bytes) -> str:
@@ -123,25 +122,47 @@ async def add_vending_key(conn: AsyncConnection, master: bytes, *, sgc: str, krn
 
 
 async def issue_api_key(
-    conn: AsyncConnection, role: Role, *, vendor_id: int | None = None, account_id: int | None = None
+    conn: AsyncConnection,
+    role: Role,
+    *,
+    vendor_id: int | None = None,
+    account_id: int | None = None,
+    master: bytes | None = None,
+    scopes: Collection[Scope] | None = None,
+    terminal: str | None = None,
+    label: str = "",
+    by: str = "",
+    replaces: str | None = None,
 ) -> NewApiKey:
-    """Make an interface key for a vendor, an engineer or the consumer of one account.
+    """Make an interface key for a vendor, one of the utility's people or the consumer of one account.
 
-    Raises: BadApiKeyOwner when role and owner do not go together.
+    With the installation's master key its secret is kept sealed, too, so that its requests can be signed.
+    Raises: BadApiKeyOwner when role and owner do not go together; BadScope; SealBroken for another master key.
     """
-    if (role is Role.VENDOR) != (vendor_id is not None) or (role is Role.CONSUMER) != (account_id is not None):
+    if (role in VENDOR_ROLES) != (vendor_id is not None) or (role is Role.CONSUMER) != (account_id is not None):
         raise BadApiKeyOwner(
-            f"{role.value} key: expected a vendor for role vendor, an account for role consumer, else neither, "
+            f"{role.value} key: expected a vendor for a vendor's role, an account for role consumer, else neither, "
             f"got vendor {vendor_id} and account {account_id}"
         )
+    narrowed = None if scopes is None else sorted(scope.value for scope in narrow(role, scopes))
     new = NewApiKey(key_id=secrets.token_hex(_KEY_ID_BYTES), secret=secrets.token_urlsafe(_SECRET_BYTES))
-    await add_api_key(
+    if master is not None:
+        await require_master(conn, master)
+    await add_key(
         conn,
-        key_id=new.key_id,
-        sha256=digest_secret(new.secret),
-        role=role.value,
-        vendor_id=vendor_id,
-        account_id=account_id,
+        NewKey(
+            key_id=new.key_id,
+            sha256=digest_secret(new.secret),
+            sealed=None if master is None else seal_api_secret(master, new.key_id, new.secret.encode()),
+            role=role.value,
+            scopes=narrowed,
+            vendor_id=vendor_id,
+            account_id=account_id,
+            terminal=terminal,
+            label=label,
+            issued_by=by,
+            replaces=replaces,
+        ),
     )
     return new
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN
+from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN, TERMINAL_PATTERN, UNITS_PATTERN
 
 SupplyState = Literal["on", "limited", "off"]
 Money = Annotated[str, Field(pattern=r"^-?\d+\.\d{2}$", examples=["500.00"])]
@@ -39,9 +39,11 @@ _VEND_EXAMPLE: JsonDict = {
     "token": {
         "digits": _TOKEN_GROUPED.replace(" ", ""),
         "grouped": _TOKEN_GROUPED,
+        "engine": "sts",
         "class": 0,
         "subclass": 4,
         "amount": "500.02624",
+        "unit": "currency",
     },
     "supply": {
         "state_before": "off",
@@ -69,6 +71,11 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def with_example(example: JsonDict) -> ConfigDict:
+    """Return the configuration of a request body that the document shows an example of."""
+    return ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra={"examples": [example]})
+
+
 class AnswerBody(BaseModel):
     """A body as we send it."""
 
@@ -76,11 +83,33 @@ class AnswerBody(BaseModel):
 
 
 class VendBody(RequestBody):
-    """A recharge of one meter's account. The same message id always gets the same answer."""
+    """A recharge of one meter's account: `amount` or `units`. The same message id always gets the same answer."""
+
+    model_config = with_example(
+        {
+            "message_id": "T17-20261121-000042",
+            "meter": "PB000123",
+            "amount": "500.00",
+            "tender": "upi",
+            "terminal": "T17",
+            "operator": "anu",
+        }
+    )
 
     message_id: str = Field(pattern=MESSAGE_ID_PATTERN, examples=["T17-20261121-000042"])
     meter: str = Field(pattern=METER_PATTERN, description="serial or DRN", examples=["PB000123"])
-    amount: str = Field(max_length=32, description="currency units, none or two decimals", examples=["500.00"])
+    amount: str | None = Field(
+        None, max_length=32, description="currency units, none or two decimals", examples=["500.00"]
+    )
+    units: str | None = Field(
+        None, pattern=UNITS_PATTERN, description="kWh, none or one decimal, at the account's running tariff"
+    )
+    tender: Literal["cash", "card", "upi", "wallet", "cheque"] = Field("cash", description="how the consumer pays")
+    release: Literal["at_once", "on_confirm"] = Field(
+        "at_once", description="`on_confirm`: the token is made and held back until the vend is confirmed"
+    )
+    terminal: str | None = Field(None, pattern=TERMINAL_PATTERN, description="the vendor's own name of it")
+    operator: str | None = Field(None, pattern=TERMINAL_PATTERN, description="the vendor's own name of who sells")
 
 
 class ThresholdBody(RequestBody):
@@ -112,13 +141,15 @@ class ErrorAnswer(AnswerBody):
 
 
 class TokenOfVend(AnswerBody):
-    """The token on a receipt."""
+    """The token on a receipt; its digits are null while it is held back, and in a trial."""
 
-    digits: str
-    grouped: str
-    token_class: int = Field(alias="class")
-    subclass: int
+    digits: str | None
+    grouped: str | None
+    engine: Literal["sts", "openpaygo"] | None = Field(None, description="absent in answers of before there were two")
+    token_class: int | None = Field(alias="class", description="of STS, else null")
+    subclass: int | None
     amount: str = Field(description="what the token carries, rounded up to what its field can hold")
+    unit: str | None = Field(None, description="currency, kWh, m3, min or days", examples=["currency"])
 
 
 class SupplyOfVend(AnswerBody):
@@ -137,6 +168,54 @@ class LineOfVend(AnswerBody):
     text: str
     amount: Money | None = None
     amount_minor: int | None = None
+
+
+class KeyChangeToken(AnswerBody):
+    """One section of a key-change set."""
+
+    digits: str
+    grouped: str
+
+
+class StepOfVend(AnswerBody):
+    """Energy at one rate of the tariff; `to_wh` is null for the open last step."""
+
+    line: str = Field(examples=["energy_1"])
+    from_wh: int
+    to_wh: int | None
+    energy_wh: int
+    rate_milli_per_kwh: int = Field(description="thousandths of a minor unit per kWh")
+    amount: Money
+    amount_minor: int
+
+
+class BillLineOfVend(AnswerBody):
+    """One line of a bill, as statements name it."""
+
+    line: str = Field(examples=["duty"])
+    title: str = Field(examples=["Electricity duty"])
+    amount: Money
+    amount_minor: int
+
+
+class PurchaseOfVend(AnswerBody):
+    """What the credit buys at this month's rates: steps and lines add up to its cost, at most the credit."""
+
+    energy_wh: int
+    steps: list[StepOfVend]
+    lines: list[BillLineOfVend]
+    cost: Money
+    cost_minor: int
+
+
+class MonthOfVend(AnswerBody):
+    """The bill from the first day of the bill part to the account's money time; the lines add up to what is charged."""
+
+    first: str = Field(alias="from", examples=["2026-11-01"])
+    energy_wh: int
+    lines: list[BillLineOfVend]
+    charged: Money
+    charged_minor: int
 
 
 class VendAnswer(AnswerBody):
@@ -161,11 +240,21 @@ class VendAnswer(AnswerBody):
     earlier_arrears_paid_minor: int
     earlier_arrears_left: Money
     earlier_arrears_left_minor: int
-    tid: int
+    tid: int | None
     token: TokenOfVend
+    token_withheld: Literal["until_confirmed", "trial"] | None = Field(None, description="why there are no digits")
+    kind: Literal["free_issue", "subsidy"] | None = Field(None, description="of a recharge that nobody paid")
+    energy_asked_wh: int | None = Field(None, description="what was asked for, where that was units")
     supply: SupplyOfVend
     energy_wh: int = Field(description="about what the credit left by the recharge pays for at this month's rates")
     lines: list[LineOfVend]
+    key_change_tokens: list[KeyChangeToken] = Field([], description="to be entered first, in this order")
+    buys: PurchaseOfVend | None = Field(None, description="what the credit buys, by steps of the tariff and lines")
+    month: MonthOfVend | None = Field(None, description="the account's bill so far")
+    receipt_number: str | None = None
+    terminal: str | None = None
+    operator: str | None = None
+    tender: str | None = Field(None, description="how it was paid", examples=["cash"])
 
 
 class SupplyView(AnswerBody):
@@ -277,8 +366,8 @@ class TokenAnswer(AnswerBody):
     meter_serial: str
     drn: str | None
     token: str = Field(examples=["...7890"])
-    token_class: int = Field(alias="class", examples=[0])
-    subclass: int = Field(examples=[4])
+    token_class: int | None = Field(alias="class", examples=[0])
+    subclass: int | None = Field(examples=[4])
     amount: str | None = Field(examples=["500.02624"])
     unit: str | None = Field(examples=["currency"])
     tid: int | None = Field(examples=[6779175])

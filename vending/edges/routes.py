@@ -17,12 +17,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from vending.coupon_pins import CouponKeys
 from vending.edges.answers import render
-from vending.edges.auth import Caller, authenticate, require_vendor
+from vending.edges.auth import Caller, VendorCaller, require_vendor, terminal_of
+from vending.edges.gate import Gate
+from vending.edges.meter_desk import confirm_meter, read_account, set_threshold, verify_token
 from vending.edges.metrics import VendingMetrics
 from vending.edges.models import (
     AccountAnswer,
-    ErrorAnswer,
     HealthAnswer,
     MeterAnswer,
     ThresholdAnswer,
@@ -32,22 +34,25 @@ from vending.edges.models import (
     VendBody,
     VerifyBody,
 )
-from vending.edges.store import (
-    Desk,
-    confirm_meter,
-    read_account,
-    set_threshold,
-    stored_vend,
-    vend,
-    verify_token,
-)
-from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN, read_request
+from vending.edges.payment_desk import OnlineRecharge
+from vending.edges.refusals import METER_CODES, SALE_CODES, refusals
+from vending.edges.store import Desk, Seller, sell, stored_vend
+from vending.roles import Scope
+from vending.signatures import KEY_HEADER
+from vending.slips.blocks import NO_UTILITY, Utility
+from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN, Release, Tender, VendOrder, read_order, read_terminal
 
 # What watches a process should hear "no" before it loses patience; a scrape may take 10 s.
 PROBE_TIMEOUT_S = 2.0
 
 _log = structlog.get_logger(__name__)
 _API_KEY = APIKeyHeader(name="X-Api-Key", scheme_name="ApiKey", description="<key id>.<secret>", auto_error=False)
+_SIGNED = APIKeyHeader(
+    name=KEY_HEADER,
+    scheme_name="Signature",
+    description="key id of a signed request, beside X-Prepaid-Timestamp, X-Prepaid-Nonce and X-Prepaid-Signature",
+    auto_error=False,
+)
 router = APIRouter()
 
 
@@ -58,8 +63,15 @@ class AppState:
     desk: Desk
     pool: AsyncConnectionPool[AsyncConnection]
     metrics: VendingMetrics
+    gate: Gate
     # Shared with the SMS gateway; None where people cannot ask by SMS.
     sms_secret: bytes | None = field(default=None, repr=False)
+    # What PINs of coupons are recognised by; None without a master key.
+    coupon_keys: CouponKeys | None = None
+    # Whose name and help line receipts carry.
+    utility: Utility = NO_UTILITY
+    # None where nobody pays online.
+    online: OnlineRecharge | None = None
 
 
 def state_of(request: Request) -> AppState:
@@ -68,10 +80,14 @@ def state_of(request: Request) -> AppState:
     return cast(AppState, request.app.state.vending)
 
 
-async def caller_of(request: Request, api_key: Annotated[str | None, Security(_API_KEY)]) -> Caller:
-    """Authenticate the caller of a request."""
-    async with state_of(request).pool.connection() as conn:
-        return await authenticate(conn, api_key)
+async def caller_of(
+    request: Request,
+    api_key: Annotated[str | None, Security(_API_KEY)],
+    _: Annotated[str | None, Security(_SIGNED)] = None,
+) -> Caller:
+    """Let a caller in; the gate looks for a signature before the header, and for a client certificate after it."""
+    state = state_of(request)
+    return await state.gate.admit(state.pool, request, api_key)
 
 
 CallerOf = Annotated[Caller, Depends(caller_of)]
@@ -81,38 +97,20 @@ AccountPath = Annotated[
     str, Path(alias="id", pattern=METER_PATTERN, description="account number", examples=["100200300"])
 ]
 
-# OpenAPI wants a mapping of statuses to untyped documents.
-_Responses = dict[int | str, dict[str, object]]
-
-
-def _refusals(described: Mapping[int, str]) -> _Responses:
-    """Describe the refusals of a route by status, all of one form."""
-    named: _Responses = {status: {"model": ErrorAnswer, "description": text} for status, text in described.items()}
-    return {**named, "default": {"model": ErrorAnswer, "description": "any other refusal or error"}}
-
 
 @router.post(
     "/v1/vends",
     summary="Sell a recharge",
     response_model=VendAnswer,
-    responses=_refusals(
-        {
-            400: "`malformed`, `bad_amount`, `drn_check_digit`: not stored, the message id may be used again",
-            404: "`unknown_meter`: stored as the answer of this message id",
-            409: "`message_id_reused`; or a stored refusal such as `postpaid_account`, `key_expired`",
-            413: "`body_too_large`",
-            422: "`amount_below_minimum`, `amount_above_maximum`: stored",
-            503: "`database_busy`: try again under the same message id",
-        }
-    ),
+    responses=refusals(*SALE_CODES, "message_id_reused", "vend_day_full"),
 )
 async def post_vend(body: VendBody, request: Request, caller: CallerOf) -> Response:
     """Credit the account of a meter, mint its token, answer with the receipt; repeat freely under the same id."""
     vendor = require_vendor(caller)
-    asked = read_request(message_id=body.message_id, meter=body.meter, amount=body.amount)
+    asked = order_of(body)
     state = state_of(request)
     async with state.pool.connection() as conn:
-        answered = await vend(conn, state.desk, vendor, asked)
+        answered = await sell(conn, state.desk, seller_of(vendor, body.terminal, body.operator), asked)
     state.metrics.vend_answered(answered.outcome)
     _log.info(
         "vend_answered",
@@ -120,7 +118,7 @@ async def post_vend(body: VendBody, request: Request, caller: CallerOf) -> Respo
         vendor_id=vendor.vendor_id,
         message_id=asked.message_id,
         meter=asked.meter,
-        amount_minor=asked.amount_minor,
+        amount_minor=answered.stored.answer.get("amount_minor"),
         tid=answered.stored.answer.get("tid"),
     )
     return answer(answered.stored.answer, status=answered.stored.status)
@@ -130,21 +128,21 @@ async def post_vend(body: VendBody, request: Request, caller: CallerOf) -> Respo
     "/v1/vends/{message_id}",
     summary="Read what a vend was answered",
     response_model=VendAnswer,
-    responses=_refusals({404: "`unknown_vend`; or the stored refusal `unknown_meter`"}),
+    responses=refusals(*SALE_CODES, "unknown_vend"),
 )
 async def get_vend(message_id: MessagePath, request: Request, caller: CallerOf) -> Response:
     """Return the stored answer, refusals too, with its status, waiting for a vend that is under way."""
-    vendor = require_vendor(caller)
+    vendor = require_vendor(caller, Scope.READ_OWN)
     async with state_of(request).pool.connection() as conn:
-        stored = await stored_vend(conn, vendor, message_id)
-    return answer(stored.answer, status=stored.status)
+        answered = await stored_vend(conn, seller_of(vendor), message_id)
+    return answer(answered.stored.answer, status=answered.stored.status)
 
 
 @router.get(
     "/v1/meters/{serial}",
     summary="Confirm the consumer before selling",
     response_model=MeterAnswer,
-    responses=_refusals({404: "`unknown_meter`"}),
+    responses=refusals(*METER_CODES),
 )
 async def get_meter(serial: MeterPath, request: Request, caller: CallerOf) -> Response:
     """Say whose meter it is, what restores its supply, and whether a vend would be refused."""
@@ -157,7 +155,7 @@ async def get_meter(serial: MeterPath, request: Request, caller: CallerOf) -> Re
     "/v1/accounts/{id}",
     summary="Read an account",
     response_model=AccountAnswer,
-    responses=_refusals({404: "`unknown_account`"}),
+    responses=refusals("unknown_account", "bad_amount"),
 )
 async def get_account(account: AccountPath, request: Request, caller: CallerOf) -> Response:
     """Return balance, today's use, supply and last recharge at the account's money time."""
@@ -170,7 +168,7 @@ async def get_account(account: AccountPath, request: Request, caller: CallerOf) 
     "/v1/accounts/{id}/threshold",
     summary="Choose when to be warned",
     response_model=ThresholdAnswer,
-    responses=_refusals({404: "`unknown_account`"}),
+    responses=refusals("unknown_account", "bad_amount"),
 )
 async def put_threshold(account: AccountPath, body: ThresholdBody, request: Request, caller: CallerOf) -> Response:
     """Set the balance at which the meter sounds its alarm; one at or above the balance alarms at once."""
@@ -185,11 +183,14 @@ async def put_threshold(account: AccountPath, body: ThresholdBody, request: Requ
     "/v1/tokens/verify",
     summary="Read a token",
     response_model=TokenAnswer,
-    responses=_refusals(
-        {
-            400: "`malformed_token`: not 20 digits",
-            422: "`token_not_issued` (vendors), `token_crc_mismatch`, `unsupported_token`",
-        }
+    responses=refusals(
+        *METER_CODES,
+        "malformed_token",
+        "token_not_issued",
+        "token_crc_mismatch",
+        "unsupported_token",
+        "malformed_paygo_token",
+        "paygo_token_mismatch",
     ),
 )
 async def post_verify(body: VerifyBody, request: Request, caller: CallerOf) -> Response:
@@ -205,7 +206,7 @@ async def post_verify(body: VerifyBody, request: Request, caller: CallerOf) -> R
     "/health",
     summary="Tell whether this process can answer",
     response_model=HealthAnswer,
-    responses=_refusals({503: "`database_busy`"}),
+    responses=refusals(is_open=True),
 )
 async def get_health(request: Request) -> Response:
     """Ask the database for one answer."""
@@ -225,6 +226,33 @@ async def get_metrics(request: Request) -> Response:
         # The counters of this process are worth most while the database is away.
         state.metrics.figures.forget()
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def seller_of(vendor: VendorCaller, terminal: str | None = None, operator: str | None = None) -> Seller:
+    """Return the seller behind a vendor's call. Raises: MalformedRequest; NotAllowed for another key's terminal."""
+    vendor.act.operator = read_terminal(operator)
+    vendor.act.terminal = terminal_of(vendor, read_terminal(terminal))
+    return Seller(
+        vendor_id=vendor.vendor_id,
+        name=vendor.name,
+        active=vendor.active,
+        terminal=vendor.act.terminal,
+        operator=vendor.act.operator,
+        day_limits=vendor.day_limits,
+        act=vendor.act,
+    )
+
+
+def order_of(body: VendBody) -> VendOrder:
+    """Read a vend as it was asked for. Raises: MalformedRequest, BadAmount."""
+    return read_order(
+        message_id=body.message_id,
+        meter=body.meter,
+        amount=body.amount,
+        units=body.units,
+        tender=Tender(body.tender),
+        release=Release(body.release),
+    )
 
 
 def answer(body: Mapping[str, object], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,6 +9,7 @@ those of every other answer (`db.accounts.look`). Never: a text, a number or a t
 from __future__ import annotations
 
 import hashlib
+import hmac
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
@@ -49,8 +50,10 @@ from db.contacts import (
 from db.notices import write_answer
 from db.prepayment import prepayment_of
 from db.reports import bills
+from vending.coupon_pins import CouponKeys
 from vending.edges.answers import day_use, money_day, supply_state
 from vending.edges.contact_errors import AddressRefused
+from vending.edges.coupon_sms import redeem_by_sms
 from vending.edges.store import Desk
 from vending.sts.tokens import TokenNumber
 from vending.vends import MessageIdReused
@@ -91,8 +94,12 @@ class _Answer:
     facts: Facts | None = None
 
 
-async def answer_message(conn: AsyncConnection, desk: Desk, message: InboundMessage) -> Outcome:
+async def answer_message(
+    conn: AsyncConnection, desk: Desk, message: InboundMessage, keys: CouponKeys | None = None
+) -> Outcome:
     """Answer a message once; the same one again gets its stored outcome and no second answer.
+
+    Without `keys` no coupons are redeemed.
 
     Raises: MessageIdReused for another message under the id; AddressRefused for a sender that is no number.
     """
@@ -102,13 +109,14 @@ async def answer_message(conn: AsyncConnection, desk: Desk, message: InboundMess
         raise AddressRefused(str(error)) from None
     now_ms = desk.clock()
     async with conn.transaction():
+        asked = read_inbound(message.text)
+        digest = message.digest if asked.command is not Command.REDEEM else _keyed(message, keys)
         stored = await find_inbound(conn, message.message_id)
         if stored is not None:
-            if stored[0] != message.digest:
+            if stored[0] != digest:
                 raise MessageIdReused(f"message_id {message.message_id}: expected the message it was first used with")
             return Outcome(stored[1])
-        asked = read_inbound(message.text)
-        answer = await _answer(conn, desk.rules.calendar, sender, asked, now_ms)
+        answer = await _answer(conn, desk, keys, sender, asked, now_ms)
         notice_id = None
         if answer.about is not None and answer.facts is not None:
             notice_id = await write_answer(
@@ -121,7 +129,7 @@ async def answer_message(conn: AsyncConnection, desk: Desk, message: InboundMess
         await add_inbound(
             conn,
             message_id=message.message_id,
-            digest=message.digest,
+            digest=digest,
             sender=sender,
             command=None if asked.command is None else asked.command.value,
             outcome=answer.outcome.value,
@@ -132,7 +140,14 @@ async def answer_message(conn: AsyncConnection, desk: Desk, message: InboundMess
     return answer.outcome
 
 
-async def _answer(conn: AsyncConnection, calendar: LocalCalendar, sender: str, asked: Inbound, now_ms: int) -> _Answer:
+def _keyed(message: InboundMessage, keys: CouponKeys | None) -> bytes:
+    """Return a digest of a message with a PIN in it, which nobody can try PINs against."""
+    return message.digest if keys is None else hmac.digest(keys.pin_key, b"sms|" + message.digest, "sha256")
+
+
+async def _answer(
+    conn: AsyncConnection, desk: Desk, keys: CouponKeys | None, sender: str, asked: Inbound, now_ms: int
+) -> _Answer:
     known = await accounts_of_number(conn, sender)
     if asked.command in (Command.STOP, Command.START):
         await stop_number(conn, sender, stop=asked.command is Command.STOP, now_ms=now_ms)
@@ -146,14 +161,18 @@ async def _answer(conn: AsyncConnection, calendar: LocalCalendar, sender: str, a
         word = word_of(asked.command, language if asked.language else Language.ENGLISH)
         return _Answer(outcome=Outcome.ANSWERED, about=known[0], facts=WhichAccount(command=word))
     about = about or known[0]
-    return _Answer(outcome=Outcome.ANSWERED, about=about, facts=await _facts(conn, calendar, asked, about, now_ms))
+    if asked.command is Command.REDEEM:
+        facts = HelpAnswer() if keys is None else await redeem_by_sms(conn, desk, keys, sender, asked.rest, known)
+        return _Answer(outcome=Outcome.ANSWERED, about=about, facts=facts)
+    facts = await _facts(conn, desk.rules.calendar, asked, about, now_ms)
+    return _Answer(outcome=Outcome.ANSWERED, about=about, facts=facts)
 
 
 async def _facts(
     conn: AsyncConnection, calendar: LocalCalendar, asked: Inbound, about: AccountOfNumber, now_ms: int
 ) -> Facts:
     match asked.command:
-        case None:
+        case None | Command.REDEEM:
             return HelpAnswer()
         case Command.STOP:
             return Stopped()

@@ -23,7 +23,7 @@ from vending.engines.port import (
 )
 from vending.engines.records import Capability, EngineName, MeterRecord, PaygoFacts
 from vending.openpaygo.errors import MalformedPaygoToken, PaygoCountRefused, PaygoError
-from vending.openpaygo.tokens import PaygoKind, PaygoToken, next_count, value_max
+from vending.openpaygo.tokens import PaygoKind, next_count, value_max
 from vending.security import (
     ModuleAbsent,
     ModuleRefused,
@@ -54,25 +54,22 @@ class PaygoEngine:
         count = _next_count(meter, PaygoKind.ADD_TIME)
         return count if isinstance(count, Declined) else None
 
+    async def preview_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:
+        """Tell what the token of a credit would hold."""
+        declined = await self.judge(meter, now_ms=now_ms)
+        value = declined or _value(meter, credit)
+        if isinstance(value, Declined):
+            return value
+        return IssuedToken(engine=EngineName.OPENPAYGO, digits="", grouped="", tid=None, carried=_of_days(meter, value))
+
     async def issue_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:
         """Mint the time that an amount pays for, at the record's price of a day.
 
         Rounds: up to the parts of a day that the device counts. Raises: ModuleAbsent.
         """
         declined = await self.judge(meter, now_ms=now_ms)
-        if declined:
-            return declined
-        facts = _facts(meter)
-        device = facts.stored.device
-        value = -(-credit.amount_minor * device.time_divider // facts.day_price_minor)
-        if value > value_max(device):
-            limit_minor = value_max(device) * facts.day_price_minor // device.time_divider
-            return Declined(
-                reason=DeclineReason.AMOUNT_ABOVE_MAXIMUM,
-                message=f"meter {meter.serial}: expected an amount that one token carries, got one for {value} parts",
-                limit_minor=limit_minor,
-            )
-        return await self._mint(meter, PaygoKind.ADD_TIME, value)
+        value = declined or _value(meter, credit)
+        return value if isinstance(value, Declined) else await self._mint(meter, PaygoKind.ADD_TIME, value)
 
     async def issue_management(
         self, meter: MeterRecord, order: ManagementOrder, *, now_ms: int
@@ -104,7 +101,7 @@ class PaygoEngine:
             return _declined(meter, error)
         if isinstance(read, TokenRefused):
             return read
-        carried = _of_days(meter, read) if read.kind.carries_time else None
+        carried = _of_days(meter, read.value or 0) if read.kind.carries_time else None
         return TokenReading(masked=read.masked, token_class=None, subclass=None, carried=carried, tid=read.count)
 
     async def _mint(self, meter: MeterRecord, kind: PaygoKind, value: int | None) -> IssuedToken | Declined:
@@ -123,13 +120,28 @@ class PaygoEngine:
             digits=token.digits,
             grouped=token.grouped,
             tid=token.count,
-            carried=_of_days(meter, token) if kind.carries_time else None,
+            carried=_of_days(meter, token.value or 0) if kind.carries_time else None,
         )
 
 
 def _facts(meter: MeterRecord) -> PaygoFacts:
     assert isinstance(meter.facts, PaygoFacts), f"meter {meter.serial}: chosen by its record, it is a device"
     return meter.facts
+
+
+def _value(meter: MeterRecord, credit: Credit) -> int | Declined:
+    """Return the parts of a day that a credit pays for, rounded up."""
+    facts = _facts(meter)
+    device = facts.stored.device
+    value = -(-credit.amount_minor * device.time_divider // facts.day_price_minor)
+    if value <= value_max(device):
+        return value
+    limit_minor = value_max(device) * facts.day_price_minor // device.time_divider
+    return Declined(
+        reason=DeclineReason.AMOUNT_ABOVE_MAXIMUM,
+        message=f"meter {meter.serial}: expected an amount that one token carries, got one for {value} parts",
+        limit_minor=limit_minor,
+    )
 
 
 def _next_count(meter: MeterRecord, kind: PaygoKind) -> int | Declined:
@@ -151,6 +163,6 @@ def _declined(meter: MeterRecord, error: PaygoError | SecurityModuleError) -> De
     return Declined(reason=reason, message=f"meter {meter.serial}: {error}")
 
 
-def _of_days(meter: MeterRecord, token: PaygoToken) -> Carried:
+def _of_days(meter: MeterRecord, value: int) -> Carried:
     divider = _facts(meter).stored.device.time_divider
-    return Carried(steps=token.value or 0, steps_per_unit=divider, unit=CarriedUnit.DAYS)
+    return Carried(steps=value, steps_per_unit=divider, unit=CarriedUnit.DAYS)

@@ -91,8 +91,8 @@ ManagementOrder = StsManagement | PaygoCommand
 class IssuedToken:
     """A minted token as it is stored and printed.
 
-    Invariants: `tid` is None for a section of a key-change set only; class and subclass are those of STS, else None;
-    `carried` is set for credit; `repr` shows no digits.
+    Invariants: `tid` is None for a section of a key-change set, and with empty digits for a token that was not minted;
+    class and subclass are those of STS, else None; `carried` is set for credit; `repr` shows no digits.
     """
 
     engine: EngineName
@@ -124,6 +124,10 @@ class TokenEngine(Protocol):
 
     async def judge(self, meter: MeterRecord, *, now_ms: int) -> Declined | None:
         """Tell before a sale, as far as can be told without minting, what would refuse the meter credit."""
+        ...
+
+    async def preview_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:
+        """Tell what the token of a credit would hold: a token without digits and token id, not minted."""
         ...
 
     async def issue_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:

@@ -101,6 +101,19 @@ class StsEngine:
         tid = choose_tid(facts.key, meter.last_tid, now_ms=now_ms)
         return tid if isinstance(tid, Declined) else await judge_key(self.module, facts.key)
 
+    async def preview_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:
+        """Tell what the token of a credit would hold. Raises: ModuleAbsent."""
+        declined = await self.judge(meter, now_ms=now_ms)
+        if declined:
+            return declined
+        try:
+            carried, subclass = _carried(meter, credit)
+        except StsError as error:
+            return declined_by_module(_facts(meter).key, error)
+        return IssuedToken(
+            engine=EngineName.STS, digits="", grouped="", tid=None, token_class=0, subclass=subclass, carried=carried
+        )
+
     async def issue_credit(self, meter: MeterRecord, credit: Credit, *, now_ms: int) -> IssuedToken | Declined:
         """Mint a credit: the amount in currency, or in units of 0.1 kWh for a meter without a currency register.
 
@@ -184,6 +197,15 @@ class StsEngine:
         number = await self.module.mint_unit_credit(key, service=credit.service, amount16=amount16, tid=tid)
         carried = _of_units(amount16, credit.service)
         return _issued(number, tid=tid, token_class=0, subclass=int(credit.service), carried=carried)
+
+
+def _carried(meter: MeterRecord, credit: Credit) -> tuple[Carried, int]:
+    """Return what the token of a credit holds, and its subclass. Raises: StsError for more than a field can hold."""
+    if takes(meter, Capability.CURRENCY):
+        amount = CurrencyField.encode(credit.amount_minor * _STEPS_PER_MINOR)
+        return _of_currency(amount), CURRENCY_SUBCLASS_FIRST + credit.service
+    amount16 = encode_unit_amount(-(-credit.energy_wh // _WH_PER_TENTH_KWH))
+    return _of_units(amount16, credit.service), int(credit.service)
 
 
 def choose_tid(record: MeterKeyRecord, last_tid: int | None, *, now_ms: int) -> int | Declined:

@@ -325,35 +325,42 @@ async def add_journals(conn: AsyncConnection, account_id: int | None, journals: 
     if not journals:
         return ()
     legs = [
-        (place, number, leg)
+        {
+            "journal": place,
+            "n": number,
+            "ledger": leg.ledger.value,
+            "line": leg.line,
+            "amount_minor": leg.amount_minor,
+        }
         for place, journal in enumerate(journals, start=1)
         for number, leg in enumerate(journal.legs, start=1)
     ]
-    cursor = await conn.execute(
-        sql("add_journals"),
-        {
-            "account_id": account_id,
-            "kinds": [journal.kind.value for journal in journals],
-            "local_days": [journal.local_day for journal in journals],
-            "periods": [journal.period for journal in journals],
-            "from_whs": [journal.from_wh for journal in journals],
-            "to_whs": [journal.to_wh for journal in journals],
-            "energy_whs": [journal.energy_wh for journal in journals],
-            "assessed_whs": [journal.assessed_wh for journal in journals],
-            "edge_qualities": [journal.edge_quality for journal in journals],
-            "demands_w": [journal.demand_w for journal in journals],
-            "lines": [None if journal.lines is None else Jsonb(journal.lines) for journal in journals],
-            "reasons": [journal.reason for journal in journals],
-            "about_ids": [journal.about_id for journal in journals],
-            "correction_ids": [journal.correction_id for journal in journals],
-            "leg_journals": [place for place, _, _ in legs],
-            "leg_ns": [number for _, number, _ in legs],
-            "leg_ledgers": [leg.ledger.value for _, _, leg in legs],
-            "leg_lines": [leg.line for _, _, leg in legs],
-            "leg_amounts": [leg.amount_minor for _, _, leg in legs],
-        },
-    )
+    # Two documents: eighteen arrays take psycopg five times as long to write (2026-11-22).
+    parameters = {
+        "account_id": account_id,
+        "journals": Jsonb([_journal_to_row(journal) for journal in journals]),
+        "legs": Jsonb(legs),
+    }
+    cursor = await conn.execute(sql("add_journals"), parameters)
     return tuple(sorted(row[0] for row in await cursor.fetchall()))
+
+
+def _journal_to_row(journal: Journal) -> dict[str, object]:
+    return {
+        "kind": journal.kind.value,
+        "local_day": None if journal.local_day is None else journal.local_day.isoformat(),
+        "period": None if journal.period is None else journal.period.isoformat(),
+        "from_wh": journal.from_wh,
+        "to_wh": journal.to_wh,
+        "energy_wh": journal.energy_wh,
+        "assessed_wh": journal.assessed_wh,
+        "edge_quality": journal.edge_quality,
+        "demand_w": journal.demand_w,
+        "lines": journal.lines,
+        "reason": journal.reason,
+        "about_id": journal.about_id,
+        "correction_id": journal.correction_id,
+    }
 
 
 def _account_parameters(
@@ -364,8 +371,7 @@ def _account_parameters(
         "id": view.id,
         "shard": view.shard,
         "version": view.version + 1,
-        "notice_kinds": [facts.kind.value for facts in notices],
-        "notice_facts": [Jsonb(facts.to_json()) for facts in notices],
+        "notices": Jsonb([{"kind": facts.kind.value, "facts": facts.to_json()} for facts in notices]),
         "posted_minor": checkpoint.posted_minor,
         "charged_minor": checkpoint.charged_minor,
         "through": checkpoint.through,

@@ -13,6 +13,7 @@ from headend.edges.engineer_api import Desk, add_engineer_api
 from prepaid.settings import Settings
 from vending.edges.auth import require_scope
 from vending.edges.key_desk import give_key
+from vending.edges.refusals import refusals
 from vending.edges.routes import CallerOf, state_of
 from vending.roles import Role, Scope
 
@@ -27,7 +28,7 @@ def add_engineers(app: FastAPI, settings: Settings) -> None:
         silent_after_h=settings.silent_after_h,
         clock=wall_ms,
     )
-    add_engineer_api(app, desk, only_engineers)
+    add_engineer_api(app, desk, only_engineers, refusals("bad_instant", "unknown_meter"))
 
 
 async def only_engineers(request: Request, caller: CallerOf) -> None:

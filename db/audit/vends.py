@@ -46,6 +46,14 @@ def _broken_vend(row: Mapping[str, Any]) -> str:
         return f"{who}: journal {row['journal_id']} is no vend of its account"
     if row["journal_id"] is not None and row["credited_minor"] != row["amount_minor"]:
         return f"{who}: amount {row['amount_minor']} minor, journal {row['journal_id']} credits {row['credited_minor']}"
+    if row["journal_id"] is not None and row["reversals"] != (row["state"] == "reversed"):
+        return f"{who}: {row['state']}, and {row['reversals']} reversals of its journal {row['journal_id']}"
+    if row["reversals"] and row["reversed_minor"] != -row["amount_minor"]:
+        return f"{who}: amount {row['amount_minor']} minor, its reversal takes back {-(row['reversed_minor'] or 0)}"
+    if row["moved_to"] not in (None, row["state"]):
+        return f"{who}: {row['state']}, and its last move was to {row['moved_to']}"
+    if row["journal_id"] is not None and row["tokens"] == 1:
+        return f"{who}: funding {row['funding']}, and its journal takes from {row['source']}"
     journals = 0 if row["journal_id"] is None else 1
     return f"{who}: {journals} journals and {row['tokens']} tokens"
 

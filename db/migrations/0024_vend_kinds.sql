@@ -25,6 +25,8 @@ alter table vends
     -- Who issued it and why, where it is nobody's purchase.
     add column reason text;
 update vends set state = 'refused' where journal_id is null;
+update vends v set state = 'reversed'
+where exists (select from journals j where j.about_id = v.journal_id and j.kind = 'reversal');
 alter table vends
     alter column state drop default,
     alter column funding drop default,

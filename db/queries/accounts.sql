@@ -149,7 +149,7 @@ with saved as (
 )
 insert into notices (account_id, kind, channel, facts)
 select %(id)s, k.kind, 'app', k.facts
-from unnest(%(notice_kinds)s::text[], %(notice_facts)s::jsonb[]) with ordinality as k(kind, facts, n)
+from rows from (jsonb_to_recordset(%(notices)s::jsonb) as (kind text, facts jsonb)) with ordinality as k(kind, facts, n)
 order by k.n
 
 -- feed_account: tell the shard's owner that an account changed
@@ -161,10 +161,9 @@ with j as (
                           demand_w, lines, reason, about_id, correction_id)
     select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.assessed_wh,
            j.edge_quality, j.demand_w, j.lines, j.reason, j.about_id, j.correction_id
-    from unnest(%(kinds)s::text[], %(local_days)s::date[], %(periods)s::date[], %(from_whs)s::bigint[],
-                %(to_whs)s::bigint[], %(energy_whs)s::bigint[], %(assessed_whs)s::bigint[], %(edge_qualities)s::text[],
-                %(demands_w)s::integer[], %(lines)s::jsonb[], %(reasons)s::text[], %(about_ids)s::bigint[],
-                %(correction_ids)s::bigint[])
+    from rows from (jsonb_to_recordset(%(journals)s::jsonb) as (
+             kind text, local_day date, period date, from_wh bigint, to_wh bigint, energy_wh bigint, assessed_wh bigint,
+             edge_quality text, demand_w integer, lines jsonb, reason text, about_id bigint, correction_id bigint))
          with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w,
                               lines, reason, about_id, correction_id, n)
     order by j.n
@@ -174,8 +173,7 @@ with j as (
 ), booked as (
     insert into legs (journal_id, n, ledger, line, amount_minor)
     select numbered.id, g.n, g.ledger, g.line, g.amount_minor
-    from unnest(%(leg_journals)s::bigint[], %(leg_ns)s::smallint[], %(leg_ledgers)s::text[], %(leg_lines)s::text[],
-                %(leg_amounts)s::bigint[]) as g(journal, n, ledger, line, amount_minor)
+    from jsonb_to_recordset(%(legs)s::jsonb) as g(journal bigint, n smallint, ledger text, line text, amount_minor bigint)
     join numbered on numbered.n = g.journal
 )
 select id from j

@@ -8,9 +8,9 @@ select max(id) from (select id from tokens where id > %(after)s order by id limi
 select count(*) from vends v
 where v.id > %(after)s and v.id <= %(upto)s and (%(ids)s::bigint[] is null or v.account_id = any(%(ids)s))
 
--- audit_broken_vends: vends of an id range whose answer, journal and token do not go together
-select v.id, v.account_id, v.message_id, v.status, v.amount_minor, v.journal_id, a.number, c.journal_ok,
-       c.credited_minor, c.tokens, c.repeated
+-- audit_broken_vends: vends of an id range whose answer, state, journal, reversal and token do not go together
+select v.id, v.account_id, v.message_id, v.status, v.amount_minor, v.journal_id, v.state, v.funding, a.number,
+       c.journal_ok, c.credited_minor, c.source, c.tokens, c.repeated, c.reversals, c.reversed_minor, c.moved_to
 from vends v
 left join accounts a on a.id = v.account_id
 cross join lateral (
@@ -18,15 +18,26 @@ cross join lateral (
                as journal_ok,
            (select sum(g.amount_minor)::bigint from legs g where g.journal_id = v.journal_id and g.ledger = 'prepaid')
                as credited_minor,
+           (select min(g.ledger) from legs g where g.journal_id = v.journal_id and g.ledger <> 'prepaid') as source,
            (select count(*) from tokens t where t.vend_id = v.id) as tokens,
            exists (select 1 from vends o where o.vendor_id = v.vendor_id and o.message_id = v.message_id
-                                           and o.id <> v.id) as repeated
+                                           and o.id <> v.id) as repeated,
+           (select count(*) from journals r where r.about_id = v.journal_id and r.kind = 'reversal') as reversals,
+           (select sum(g.amount_minor)::bigint from journals r join legs g on g.journal_id = r.id
+            where r.about_id = v.journal_id and r.kind = 'reversal' and g.ledger = 'prepaid') as reversed_minor,
+           (select o.to_state from vend_moves o where o.vend_id = v.id order by o.id desc limit 1) as moved_to
 ) c
 where v.id > %(after)s and v.id <= %(upto)s and (%(ids)s::bigint[] is null or v.account_id = any(%(ids)s))
   and (c.repeated
        or c.tokens <> case when v.status between 200 and 299 then 1 else 0 end
        or (v.journal_id is not null) <> (v.status between 200 and 299)
-       or (v.journal_id is not null and (c.journal_ok is not true or c.credited_minor is distinct from v.amount_minor)))
+       or (v.journal_id is not null and (c.journal_ok is not true or c.credited_minor is distinct from v.amount_minor
+               or c.source is distinct from case v.funding when 'vendor' then 'vendor_clearing'
+                      when 'coupon' then 'coupons' when 'online' then 'gateway_clearing'
+                      when 'free_issue' then 'free_issues' else 'subsidy_receivable' end))
+       or c.reversals <> case when v.state = 'reversed' and v.journal_id is not null then 1 else 0 end
+       or (c.reversals = 1 and c.reversed_minor is distinct from -v.amount_minor)
+       or (c.moved_to is not null and c.moved_to <> v.state))
 order by v.id
 
 -- audit_tokens: how many tokens an id range holds

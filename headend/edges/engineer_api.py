@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from billing.calendar import LocalCalendar, from_ms
 from db.completeness import intervals_of_day, taken_intervals
@@ -83,6 +83,14 @@ class Acknowledgement(BaseModel):
     by: str = Field(min_length=1, max_length=200, examples=["A. Kaur"])
     note: str | None = Field(default=None, min_length=1, max_length=1_000)
 
+    @field_validator("by", "note")
+    @classmethod
+    def _storable(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:
+            # PostgreSQL has no text with a zero in it.
+            raise ValueError("expected text without zero characters")
+        return text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
@@ -99,9 +107,14 @@ class Desk:
         return from_ms(self.clock())
 
 
-def add_engineer_api(app: FastAPI, desk: Desk, guard: Callable[..., Awaitable[object]]) -> None:
-    """Add the engineers' routes to an application; `guard` is a dependency that lets only engineers pass."""
-    router = APIRouter(prefix="/v1/headend", tags=["headend"], dependencies=[Depends(guard)])
+def add_engineer_api(
+    app: FastAPI, desk: Desk, guard: Callable[..., Awaitable[object]], refusals: dict[int | str, dict[str, Any]]
+) -> None:
+    """Add the engineers' routes to an application.
+
+    `guard` is a dependency that lets only engineers pass; `refusals` describes what any of the routes refuses.
+    """
+    router = APIRouter(prefix="/v1/headend", tags=["headend"], dependencies=[Depends(guard)], responses=refusals)
     _add_counts(router, desk)
     _add_reconciliation(router, desk)
     _add_completeness(router, desk)
@@ -269,7 +282,11 @@ def _add_alarms(router: APIRouter, desk: Desk) -> None:
             found = await list_alarms(conn, asked, skip=skip, most=limit)
         return _answer({"alarms": [alarm_to_api(each) for each in found]})
 
-    @router.post("/alarms/{id}/acknowledgement", summary="Acknowledge an alarm")
+    @router.post(
+        "/alarms/{id}/acknowledgement",
+        summary="Acknowledge an alarm",
+        responses={409: {"description": "`alarm_seen`: somebody has acknowledged it already"}},
+    )
     async def post_acknowledgement(
         request: Request, number: Annotated[int, Path(alias="id", ge=1, lt=2**63)], body: Acknowledgement
     ) -> Response:

@@ -298,6 +298,24 @@ CORRUPTIONS = {
         {"I6"},
         "(message V1, account CUT, status 200): 1 journals and 0 tokens",
     ),
+    "vend_taken_back_without_a_reversal": (
+        [f"update vends set state = 'reversed' where id = {SOLD}"],
+        {"I6"},
+        "reversed, and 0 reversals of its journal",
+    ),
+    "vend_of_other_money": (
+        [FREE_VENDS, f"update vends set funding = 'subsidy', reason = 'x' where id = {SOLD}"],
+        {"I6"},
+        "funding subsidy, and its journal takes from vendor_clearing",
+    ),
+    "vend_moved_elsewhere_than_it_stands": (
+        [
+            f"""insert into vend_moves (vend_id, at, from_state, to_state, by)
+                select {SOLD}, now(), 'released', 'confirmed', 'test'"""
+        ],
+        {"I6"},
+        "its last move was to confirmed",
+    ),
     "vend_amount_changed": (
         [FREE_VENDS, f"update vends set amount_minor = amount_minor + 1 where id = {SOLD}"],
         {"I6"},

@@ -15,14 +15,13 @@ from billing.calendar import from_ms
 from db.api_access import TrailQuestion, TrailRow, read_trail
 from vending.edges.auth import Caller, VendorCaller, require_scope
 from vending.edges.errors import BadInstant
-from vending.edges.models import ErrorAnswer
+from vending.edges.refusals import refusals
 from vending.edges.routes import CallerOf, answer, state_of
 from vending.receipt import money_to_api
 from vending.roles import Scope
 
 ROWS_MAX = 1_000
 access_router = APIRouter()
-_REFUSED = {"model": ErrorAnswer, "description": "any refusal or error"}
 
 
 class DayLimitAnswer(BaseModel):
@@ -89,9 +88,7 @@ class TrailAnswer(BaseModel):
     next: int | None
 
 
-@access_router.get(
-    "/v1/me", summary="Read what a key may do", response_model=CallerAnswer, responses={"default": _REFUSED}
-)
+@access_router.get("/v1/me", summary="Read what a key may do", response_model=CallerAnswer, responses=refusals())
 async def get_me(request: Request, caller: CallerOf) -> Response:
     """Return role, scopes and limits of the key that calls: the first request to try a signature with."""
     return answer(caller_to_api(caller, state_of(request).desk.clock()))
@@ -101,7 +98,7 @@ async def get_me(request: Request, caller: CallerOf) -> Response:
     "/v1/audit-trail",
     summary="Read who did what",
     response_model=TrailAnswer,
-    responses={400: {"model": ErrorAnswer, "description": "`malformed`, `bad_instant`"}, "default": _REFUSED},
+    responses=refusals("bad_instant"),
 )
 async def get_trail(
     request: Request,

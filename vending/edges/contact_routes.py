@@ -24,7 +24,7 @@ from vending.edges.contact_models import (
     InboundAnswer,
     InboundBody,
 )
-from vending.edges.models import ErrorAnswer
+from vending.edges.refusals import refusals
 from vending.edges.routes import AccountPath, CallerOf, answer, state_of
 from vending.edges.sms_desk import InboundMessage, answer_message
 
@@ -32,8 +32,6 @@ _log = structlog.get_logger(__name__)
 contact_router = APIRouter()
 
 ContactPath = Annotated[int, Path(alias="contact", ge=1, le=2**63 - 1, examples=[17])]
-_ANY_OTHER = {"model": ErrorAnswer, "description": "any other refusal or error"}
-_UNKNOWN = {"model": ErrorAnswer, "description": "`unknown_account`, `unknown_contact`"}
 _MS = 1_000
 
 
@@ -41,7 +39,7 @@ _MS = 1_000
     "/v1/accounts/{id}/contacts",
     summary="Read where a consumer is reached",
     response_model=ContactsAnswer,
-    responses={404: _UNKNOWN, "default": _ANY_OTHER},
+    responses=refusals("unknown_account", "unknown_contact"),
 )
 async def get_contacts(account: AccountPath, request: Request, caller: CallerOf) -> Response:
     """Return every contact in use; addresses are masked for vendors."""
@@ -53,12 +51,7 @@ async def get_contacts(account: AccountPath, request: Request, caller: CallerOf)
     "/v1/accounts/{id}/contacts",
     summary="Add a contact",
     response_model=ContactAnswer,
-    responses={
-        400: {"model": ErrorAnswer, "description": "`malformed`, `bad_address`"},
-        404: _UNKNOWN,
-        409: {"model": ErrorAnswer, "description": "`too_many_contacts`"},
-        "default": _ANY_OTHER,
-    },
+    responses=refusals("bad_address", "unknown_account", "too_many_contacts"),
 )
 async def post_contact(account: AccountPath, body: ContactBody, request: Request, caller: CallerOf) -> Response:
     """Add a telephone number or e-mail address, or change its language and priority; harmless twice."""
@@ -72,7 +65,7 @@ async def post_contact(account: AccountPath, body: ContactBody, request: Request
     "/v1/accounts/{id}/contacts/{contact}",
     summary="Take a contact out of use",
     response_model=ContactsAnswer,
-    responses={404: _UNKNOWN, "default": _ANY_OTHER},
+    responses=refusals("unknown_account", "unknown_contact"),
 )
 async def delete_contact(account: AccountPath, contact: ContactPath, request: Request, caller: CallerOf) -> Response:
     """Send nothing there any more; return the contacts that are left."""
@@ -88,11 +81,7 @@ async def delete_contact(account: AccountPath, contact: ContactPath, request: Re
     summary="Send a code to a contact",
     status_code=202,
     response_model=CodeAnswer,
-    responses={
-        404: _UNKNOWN,
-        429: {"model": ErrorAnswer, "description": "`too_many_codes`"},
-        "default": _ANY_OTHER,
-    },
+    responses=refusals("unknown_account", "unknown_contact", "too_many_codes"),
 )
 async def post_code(account: AccountPath, contact: ContactPath, request: Request, caller: CallerOf) -> Response:
     """Send six digits to the contact; they hold for ten minutes and take the place of earlier ones."""
@@ -107,11 +96,7 @@ async def post_code(account: AccountPath, contact: ContactPath, request: Request
     "/v1/accounts/{id}/contacts/{contact}/verify",
     summary="Give a contact's code back",
     response_model=ContactAnswer,
-    responses={
-        404: _UNKNOWN,
-        422: {"model": ErrorAnswer, "description": "`code_wrong`, `code_expired`, `code_spent`, `no_code`"},
-        "default": _ANY_OTHER,
-    },
+    responses=refusals("unknown_account", "unknown_contact", "code_wrong", "code_expired", "code_spent", "no_code"),
 )
 async def post_verification(
     account: AccountPath, contact: ContactPath, body: CodeBody, request: Request, caller: CallerOf
@@ -128,13 +113,15 @@ async def post_verification(
     "/v1/sms/inbound",
     summary="Hand over a message of a person",
     response_model=InboundAnswer,
-    responses={
-        400: {"model": ErrorAnswer, "description": "`malformed`, `bad_address`"},
-        401: {"model": ErrorAnswer, "description": "`signature_missing`, `signature_expired`, `signature_wrong`"},
-        404: {"model": ErrorAnswer, "description": "`sms_not_configured`"},
-        409: {"model": ErrorAnswer, "description": "`message_id_reused`"},
-        "default": _ANY_OTHER,
-    },
+    responses=refusals(
+        "bad_address",
+        "signature_missing",
+        "signature_expired",
+        "signature_wrong",
+        "sms_not_configured",
+        "message_id_reused",
+        is_open=True,
+    ),
     openapi_extra={
         "requestBody": {
             "required": True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN, TERMINAL_PATTERN, UNITS_PATTERN
@@ -66,9 +66,17 @@ _VEND_EXAMPLE: JsonDict = {
 
 
 class RequestBody(BaseModel):
-    """A body as a caller sends it: exact types, no unknown fields."""
+    """A body as a caller sends it: exact types, no unknown fields, no text that cannot be stored."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:
+            # PostgreSQL has no text with a zero in it.
+            raise ValueError("expected text without zero characters")
+        return value
 
 
 def with_example(example: JsonDict) -> ConfigDict:

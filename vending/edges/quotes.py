@@ -41,7 +41,7 @@ from vending.vends import (
 )
 
 # What an engine refuses and a key change helps.
-NEEDS_KEY_CHANGE = frozenset({DeclineReason.KEY_EXPIRED, DeclineReason.KEY_TYPE_REFUSED})
+NEEDS_KEY_CHANGE = frozenset({DeclineReason.KEY_EXPIRED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def _energy_wh(record: MeterRecord, walk: Walk, credit_minor: int) -> int:
 
 
 def asking_for_key_change(declined: Declined) -> Declined:
-    """Say what helps: a meter whose key has expired, or that has its maker's key, needs a key change first."""
+    """Say what helps: a meter whose key has expired needs a key change first."""
     if declined.reason not in NEEDS_KEY_CHANGE:
         return declined
     return replace(declined, reason=DeclineReason.KEY_CHANGE_NEEDED)

@@ -20,7 +20,7 @@ from db.statements import read_balance_at, read_statement
 from db.vends import find_account
 from vending.edges.auth import Caller, require_account
 from vending.edges.errors import AccountUnknown, BadInstant
-from vending.edges.models import ErrorAnswer
+from vending.edges.refusals import refusals
 from vending.edges.routes import AccountPath, CallerOf, answer, state_of
 from vending.edges.statement_answers import past_balance_to_api, statement_to_api
 from vending.edges.statement_models import (
@@ -53,10 +53,7 @@ _FORMS: dict[str, object] = {
     response_model=StatementAnswer,
     responses={
         200: {"content": _FORMS},
-        400: {"model": ErrorAnswer, "description": "`malformed`, `bad_period`"},
-        404: {"model": ErrorAnswer, "description": "`unknown_account`"},
-        422: {"model": ErrorAnswer, "description": "`period_too_long`: at most 400 days"},
-        "default": {"model": ErrorAnswer, "description": "any other refusal or error"},
+        **refusals("bad_period", "unknown_account", "period_too_long"),
     },
 )
 async def get_statement(
@@ -80,11 +77,7 @@ async def get_statement(
     "/v1/accounts/{id}/balance",
     summary="Read the balance at a past instant",
     response_model=PastBalanceAnswer,
-    responses={
-        400: {"model": ErrorAnswer, "description": "`malformed`, `bad_instant`"},
-        404: {"model": ErrorAnswer, "description": "`unknown_account`"},
-        "default": {"model": ErrorAnswer, "description": "any other refusal or error"},
-    },
+    responses=refusals("bad_instant", "unknown_account"),
 )
 async def get_balance(
     account: AccountPath, query: Annotated[BalanceQuery, Query()], request: Request, caller: CallerOf

@@ -79,8 +79,9 @@ from vending.sts_module_messages import (
 )
 from vending.sts_module_settings import KeyRegister, RegisterMap
 
-# A vend waits on one of six connections of its process, so six can wait; the rest is for engineers' tools.
-QUEUE_MAX = 16
+# A vend waits holding one of the six connections of its process. Four may: two are left for whoever only reads, and the
+# fifth sale hears at once that it has to come again. More would not be faster, the line takes one request at a time.
+QUEUE_MAX = 4
 # Three tries outlast a cut line and a lost answer in one request; the time of a request bounds them anyway.
 TRIES_MAX = 3
 # At most one answer can be under way, twice where a line doubles; past this many, nobody is there who echoes.

@@ -151,8 +151,6 @@ _TABLE: Mapping[Repeat, tuple[tuple[str, int, str, str], ...]] = {
         ("licence_closed", 409, "the licence was settled", "ask the utility for another"),
         ("log_forked", 409, "an entry is known with other contents: the log was rewritten", "tell the utility"),
         ("unknown_fault_report", 404, "no open fault report has this number", "correct the number"),
-        ("reason_required", 422, "a recharge that nobody pays needs a reason", "say why"),
-        ("second_person_needed", 409, "too much for one person alone", "let another person approve it"),
         ("token_not_issued", 422, "the digits are no token issued here for the meter", "type them again"),
         ("token_crc_mismatch", 422, "the digits are no token of the meter", "type them again"),
         ("unsupported_token", 422, "a token of a kind that is not read here", "nothing"),

@@ -63,7 +63,8 @@ _STATUS: Mapping[str, int] = {
 Limit = Annotated[int, Query(ge=1, le=ROWS_MAX, description="rows at most")]
 Skip = Annotated[int, Query(ge=0, le=1_000_000, description="rows of the pages before")]
 Meter = Annotated[str | None, Query(pattern=_SERIAL, description="serial of a meter")]
-Area = Annotated[str | None, Query(max_length=200, description="only this area")]
+# PostgreSQL has no text with a zero in it.
+Area = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="only this area")]
 Instant = Annotated[datetime | None, Query(description="an instant with its zone")]
 
 

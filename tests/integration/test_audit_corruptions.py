@@ -305,7 +305,7 @@ CORRUPTIONS = {
     ),
     "vend_of_other_money": (
         [FREE_VENDS, f"update vends set funding = 'subsidy', reason = 'x' where id = {SOLD}"],
-        {"I6"},
+        {"I6", "I7"},
         "funding subsidy, and its journal takes from vendor_clearing",
     ),
     "vend_moved_elsewhere_than_it_stands": (

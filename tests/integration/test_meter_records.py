@@ -109,6 +109,13 @@ async def sold(shop: Shop, message_id: str, home: Home, amount: str = "500.00") 
     return receipt
 
 
+async def taken_along(shop: Shop, home: Home) -> None:
+    """Let a station ask for the key-change set that waits, as it must before it sells."""
+    path = f"/v1/meters/{home.serial}/key-change"
+    given = await shop.http.post(path, json={"message_id": f"kc-{home.serial}"}, headers=shop.headers("vendor"))
+    assert given.status_code == 200, given.text
+
+
 async def declined(shop: Shop, message_id: str, home: Home, amount: str = "500.00") -> str:
     """Sell what must be refused; return the reason."""
     response = await shop.vend(message_id, amount, meter=home.serial)
@@ -185,7 +192,7 @@ def test_one_station_sells_each_meter_the_token_of_its_own_engine(database_url: 
             body = {"meter": device.serial, "token": token["grouped"]}
             read = (await shop.http.post("/v1/tokens/verify", json=body, headers=shop.headers("vendor"))).json()
             assert (read["amount"], read["unit"], read["tid"]) == ("20", "days", 4)
-            too_much = await shop.vend("m-5", "30000.00", meter=device.serial)
+            too_much = await shop.vend("m-5", "30000.00", meter=device.serial, tender="upi")
             assert (too_much.status_code, too_much.json()["error"]["limit"]) == (422, "24875.00")
             assert await broken(shop.conn) == []
 
@@ -254,6 +261,8 @@ def test_key_change_waits_for_the_first_good_token_under_the_new_key(database_ur
                 await change_key(shop.conn, made, wanted(shop.home.serial, krn=2), now_ms=NOW_MS)
             with pytest.raises(RecordConflict):
                 await set_record(shop.conn, wanted(shop.home.serial, tariff_index="09"), now_ms=NOW_MS)
+            assert await declined(shop, "m-1b", shop.home) == "key_change_needed"
+            await taken_along(shop, shop.home)
             receipt = await sold(shop, "m-2", shop.home)
             assert "key_change_first" in [line["code"] for line in receipt["lines"]]
             new = receipt["token"]["digits"]
@@ -299,6 +308,7 @@ def test_base_date_change_restarts_token_ids_and_refuses_the_old_tokens(database
             changed = await change_key(shop.conn, made, wanted(home.serial, krn=2, base_year=2014), now_ms=NOW_MS)
             for token in changed.tokens:
                 assert meter.enter(token.digits, now_ms=0).result is EntryResult.ACCEPTED
+            await taken_along(shop, home)
             receipt = await sold(shop, "m-2", home)
             assert receipt["tid"] < last_tid
             assert meter.enter(receipt["token"]["digits"], now_ms=0).result is EntryResult.ACCEPTED

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 
+from db.pool import connect
 from tests.integration.vending_desk import Counter, open_counter
+from tests.integration.vending_shop import add_home
+from tests.support import WAIT_S
 from vending.edges.store import REPEATED, VENDED, sell, system_seller, trial
 from vending.vends import Funding, Release, Tender, VendOrder, VendState
 
@@ -111,6 +116,44 @@ def test_held_vend_shows_no_digit_before_it_is_confirmed(database_url: str) -> N
             assert await counter.audit() == {}
 
     asyncio.run(story())
+
+
+def test_last_of_a_float_is_sold_once_and_what_it_does_not_reach_is_minted_for_nobody(database_url: str) -> None:
+    """Two shops of one vendor, one recharge left: one sells, the other is refused, and its token never was."""
+
+    async def story() -> None:
+        async with open_counter(database_url) as counter, await connect(database_url, application="test") as second:
+            neighbour = await add_home(counter.conn, "PB000456", "100200456")
+            await counter.conn.execute("update vendor_floats set limit_minor = 60000")
+            orders = [
+                VendOrder(message_id=f"R-{home.number}", meter=home.serial, amount_minor=50_000, tender=Tender.UPI)
+                for home in (counter.home, neighbour)
+            ]
+            # Both look before either takes: the second one's look is too old by the time it takes.
+            async with counter.conn.transaction():
+                first = await sell(counter.conn, counter.desk, counter.seller, orders[0])
+                late = asyncio.create_task(sell(second, counter.desk, counter.seller, orders[1]))
+                await _until_it_waits(counter)
+            refused = await late
+            assert (first.outcome, refused.outcome, refused.stored.status) == (VENDED, "vendor_credit", 402)
+            assert await counter.one("select count(*) from tokens") == 1
+            again = await sell(second, counter.desk, counter.seller, orders[1])
+            assert (again.outcome, again.stored) == (REPEATED, refused.stored)
+            short = replace(orders[1], message_id="R-3")
+            assert (await sell(second, counter.desk, counter.seller, short)).outcome == "vendor_credit"
+            assert await counter.audit() == {}
+
+    asyncio.run(story())
+
+
+async def _until_it_waits(counter: Counter) -> None:
+    """Let the other session come to the lock that this one holds."""
+    deadline_s = time.monotonic() + WAIT_S
+    while True:
+        if await counter.one("select count(*) from pg_locks where not granted"):
+            return
+        assert time.monotonic() < deadline_s, f"within {WAIT_S:.0f} s: the other sale waits for the float"
+        await asyncio.sleep(0.01)
 
 
 async def _legs(counter: Counter, vend_id: int) -> dict[str, int]:

@@ -256,7 +256,9 @@ def test_example_of_every_body_is_well_formed(database_url: str) -> None:
                 answer = await shop.http.request(method, where, json=example, headers=shop.headers(who))
                 assert answer.status_code < 500, (method, path, example, answer.text)
                 if answer.status_code == 400:
-                    assert answer.json()["error"]["code"] != "malformed", (method, path, example, answer.text)
+                    error = answer.json()["error"]
+                    well_formed = error["code"] != "malformed" or error["message"].startswith("path.")
+                    assert well_formed, (method, path, example, answer.text)
                 asked += 1
             assert asked >= 10
 

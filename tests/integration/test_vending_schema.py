@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
+from prepaid.engineers import add_engineers
+from prepaid.settings import load_settings
 from tests.faults.vend_street import AMOUNT, Street, api_processes, open_street, prove, station
-from tests.integration.vending_shop import MASTER, Home
+from tests.integration.vending_shop import MASTER, Home, open_shop
 from vending.edges.keys import issue_api_key
 from vending.roles import VENDOR_ROLES, Role
 
 pytestmark = pytest.mark.db
 
-# What a few wrong requests a second are answered by: 429 is no news of a route.
+# A message id that has been answered.
 SOLD = "T17-sold"
 
 
@@ -139,6 +142,26 @@ def _judged(case: Case, key: str | None, answered: Counter[int]) -> None:
 def test_every_operation_answers_as_its_description_says(database_url: str, data_dir: Path) -> None:
     """A few requests to each operation, with keys of every role and with none."""
     _probe(database_url, data_dir, examples=6)
+
+
+def test_zero_character_in_a_question_is_refused_and_no_fault(database_url: str) -> None:
+    """The database has no text with a zero in it: whoever sends one is told so, by every operation with a query."""
+
+    async def story() -> None:
+        async with open_shop(database_url) as shop:
+            add_engineers(shop.app, load_settings())
+            auditor = await issue_api_key(shop.conn, Role.AUDITOR, master=MASTER)
+            faults = []
+            for path, operations in shop.app.openapi()["paths"].items():
+                named = re.sub(r"\{[^}]*\}", shop.home.number, path)
+                for part in operations.get("get", {}).get("parameters", []):
+                    if part["in"] == "query":
+                        asked = f"{named}?{part['name']}=%00"
+                        answer = await shop.http.get(asked, headers={"X-Api-Key": auditor.header})
+                        faults += [(asked, answer.status_code)] if answer.status_code >= 500 else []
+            assert faults == []
+
+    asyncio.run(story())
 
 
 @pytest.mark.slow

@@ -85,9 +85,11 @@ class Shop:
         """Return the headers of a caller: vendor, other_vendor, engineer, consumer."""
         return {"X-Api-Key": self.keys[who].header}
 
-    async def vend(self, message_id: str, amount: str = "500.00", *, meter: str | None = None) -> httpx.Response:
-        """Sell as the vendor."""
-        body = {"message_id": message_id, "meter": meter or self.home.serial, "amount": amount}
+    async def vend(
+        self, message_id: str, amount: str = "500.00", *, meter: str | None = None, **more: str
+    ) -> httpx.Response:
+        """Sell as the vendor; more fields of the body may be given."""
+        body = {"message_id": message_id, "meter": meter or self.home.serial, "amount": amount, **more}
         return await self.http.post("/v1/vends", json=body, headers=self.headers("vendor"))
 
     async def get(self, path: str, who: str = "vendor") -> httpx.Response:

@@ -23,9 +23,9 @@ from vending.vends import (
     judge_amount,
     judge_mode,
     judge_vendor,
+    order_digest,
     read_digits,
     read_order,
-    order_digest,
     require_drn_check_digit,
 )
 

@@ -280,6 +280,10 @@ def _example(document: dict[str, Any], schema: dict[str, Any]) -> Any:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     if "examples" in schema:
         return schema["examples"][0]
+    if schema.get("type") == "array":
+        return []
+    if schema.get("type") == "integer":
+        return int(schema.get("minimum", 0))
     assert "properties" in schema, f"expected an example, got none: {schema}"
     return {name: _example(document, schema["properties"][name]) for name in schema.get("required", ())}
 

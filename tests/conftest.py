@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from prepaid.embedded import EmbeddedNats, EmbeddedPostgres, process
 from tests import commands
 from tests.databases import migrated_database, scratch_database
+
+# Time tells of the machine's other work, not of the code.
+settings.register_profile("busy_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy_machine")
 
 
 @pytest.fixture(autouse=True)

@@ -62,8 +62,16 @@ class Walk:
 
     async def change(self, **changes: object) -> KeyChanged:
         """Make a key change set at the desk."""
-        wanted = Wanted(serial=self.shop.home.serial, changes=changes, by="A. Kaur", reason="tariff category")
-        return await change_key(self.shop.conn, module(), wanted, now_ms=self.shop.clock.now_ms)
+        home = self.shop.home
+        wanted = Wanted(serial=home.serial, changes=changes, by="A. Kaur", reason="tariff category")
+        changed = await change_key(self.shop.conn, module(), wanted, now_ms=self.shop.clock.now_ms)
+        # The station asks for the set, and gives it to the consumer, before it sells again.
+        body = {"message_id": f"kc-{home.serial}"}
+        given = await self.shop.http.post(
+            f"/v1/meters/{home.serial}/key-change", json=body, headers=self.shop.headers("vendor")
+        )
+        assert given.status_code == 200, given.text
+        return changed
 
     async def version(self) -> int:
         """Return the version of the meter's record in force."""

@@ -569,7 +569,7 @@ def test_command_prints_the_statement_of_the_interface(database_url: str) -> Non
         assert answer["closing_balance"] in prepaid(database_url, *asked, "--format", form).stdout
     for wrong, says in (
         (("nobody",), "unknown_account"),
-        (("100200300", "--from", "yesterday"), "bad_period"),
+        (("100200300", "--from", "yesterday"), "expected YYYY-MM-DD"),
         (("100200300", "--from", "2025-01-01", "--to", "2026-11-01"), "period_too_long"),
     ):
         assert says in prepaid(database_url, *wrong, status=2).stderr

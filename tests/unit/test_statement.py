@@ -176,6 +176,8 @@ def test_late_usage_does_not_let_lines_differ_from_its_amount() -> None:
 def test_every_money_event_is_said_in_plain_words() -> None:
     """Each kind has a sentence of its own with its reason; no code of ours shows."""
     usage = {JournalKind.DAY, JournalKind.LATE_USAGE, JournalKind.OVERHAUL, JournalKind.USAGE_BATCH}
+    # No account's: a vendor's own money.
+    usage |= {JournalKind.VENDOR_DEPOSIT, JournalKind.COUPON_SALE}
     said = set()
     for kind in [kind for kind in JournalKind if kind not in usage]:
         for amount_minor in (-100, 100):

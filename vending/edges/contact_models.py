@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from vending.edges.models import AnswerBody, RequestBody
 
@@ -55,8 +55,10 @@ class CodeAnswer(AnswerBody):
     expires_at: datetime
 
 
-class InboundBody(RequestBody):
-    """A message that a person sent to us."""
+class InboundBody(BaseModel):
+    """A message that a person sent to us; its text is from outside, and answered whatever it holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     message_id: str = Field(pattern=r"^[\x21-\x7e]{1,128}$", description="unique for ever", examples=["MO-20261122-7"])
     sender: str = Field(alias="from", max_length=32, examples=["+919876543210"])

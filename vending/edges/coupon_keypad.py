@@ -47,25 +47,29 @@ async def open_keypad(
     if keys is None:
         yield
         return
-    task = asyncio.create_task(keep_settling(pool, desk, keys), name="coupon-keypad")
+    stop = asyncio.Event()
+    task = asyncio.create_task(keep_settling(pool, desk, keys, stop), name="coupon-keypad")
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # Not cancelled: a cancelled statement can look like one that the database gave up, which is tried again.
+        stop.set()
+        await task
 
 
-async def keep_settling(pool: AsyncConnectionPool[AsyncConnection], desk: Desk, keys: CouponKeys) -> None:
-    """Settle what is typed at meters until cancelled; what the database or the module cannot do now comes again."""
-    while True:
+async def keep_settling(
+    pool: AsyncConnectionPool[AsyncConnection], desk: Desk, keys: CouponKeys, stop: asyncio.Event
+) -> None:
+    """Settle what is typed at meters until told to stop; what the database or the module cannot do now comes again."""
+    while not stop.is_set():
         try:
             async with pool.connection() as conn:
-                while await settle_one(conn, desk, keys):
+                while not stop.is_set() and await settle_one(conn, desk, keys):
                     pass
         except (psycopg.OperationalError, ModuleAbsent) as error:
             _log.warning("coupon_entries_wait", error=type(error).__name__)
-        await asyncio.sleep(LOOK_EVERY_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_EVERY_S)
 
 
 async def settle_one(conn: AsyncConnection, desk: Desk, keys: CouponKeys) -> bool:

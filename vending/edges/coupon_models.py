@@ -145,19 +145,26 @@ class CouponReportAnswer(AnswerBody):
 class LogEntryBody(RequestBody):
     """One sale of a station without a line, signed by its key."""
 
-    licence: int = Field(ge=1, le=_INT32_MAX)
-    seq: int = Field(ge=1, le=_INT32_MAX)
+    licence: int = Field(ge=1, le=_INT32_MAX, examples=[1])
+    seq: int = Field(ge=1, le=_INT32_MAX, examples=[1])
     serial: str = Field(pattern=SERIAL_PATTERN, examples=[_SERIAL])
-    amount_minor: int = Field(ge=0, le=_INT64_MAX)
-    sold_at_ms: int = Field(ge=0, le=253_402_300_799_999, description="by the station's clock, UTC milliseconds")
-    previous: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the entry before, or of the licence")
-    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+    amount_minor: int = Field(ge=0, le=_INT64_MAX, examples=[50_000])
+    sold_at_ms: int = Field(
+        ge=0,
+        le=253_402_300_799_999,
+        description="by the station's clock, UTC milliseconds",
+        examples=[1_795_293_406_000],
+    )
+    previous: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="digest of the entry before, or of the licence", examples=["0" * 64]
+    )
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$", examples=["0" * 128])
 
 
 class LogBody(RequestBody):
     """Entries of a licence's log in their order; known ones may come again."""
 
-    licence: int = Field(ge=1, le=_INT32_MAX)
+    licence: int = Field(ge=1, le=_INT32_MAX, examples=[1])
     entries: list[LogEntryBody] = Field(max_length=ENTRIES_MAX)
 
 

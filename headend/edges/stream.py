@@ -287,7 +287,8 @@ class StreamReader:
     async def _forget_lane(self, lane: _Lane) -> None:
         try:
             floor = (await self._info(lane.name)).ack_floor.stream_seq
-            if floor > lane.forgotten_to:
+            # Lower than before where the store was lost and counts anew.
+            if floor != lane.forgotten_to:
                 what = b'{"seq":%d}' % (floor + 1)
                 await self._wire.request(f"$JS.API.STREAM.PURGE.{lane.name}", what, timeout_s=_REQUEST_TIMEOUT_S)
                 lane.forgotten_to = floor

@@ -138,6 +138,7 @@ class Ingest:
         self._parts: deque[_Part] = deque()
         self._begun = 0
         self._committed: list[_Load] = []
+        self._telling: asyncio.Task[None] | None = None
         self._ahead: _Ahead | None = None
         self._stop = asyncio.Event()
         self._days: set[date] = set()
@@ -185,6 +186,7 @@ class Ingest:
             await reader.ask_no_more()
             while await self._round(conn, reader, writer):
                 pass
+            await self._acknowledge(reader)
             await self._refresh(conn)
             await self._save_feed_position(conn)
 
@@ -214,7 +216,7 @@ class Ingest:
         else:
             self._lag_ms = 0
         # Also what was committed before a round that failed.
-        await self._acknowledge(reader)
+        await self._acknowledge_behind(reader)
         await self._follow_up(conn)
         self._retry_s = RETRY_S_FIRST
         return found
@@ -326,7 +328,7 @@ class Ingest:
                 committed=partial(self._commit_is_known, part, batch, time.monotonic()),
             )
             self._learn(batch)
-            await self._acknowledge(reader)
+            await self._acknowledge_behind(reader)
             if not self._is_planned() or time.monotonic() > until_s:
                 break
         await writer.settle()
@@ -355,8 +357,21 @@ class Ingest:
     async def _acknowledge(self, reader: StreamReader) -> None:
         """Let the broker forget what is committed, never before: it resends on a crash and the key drops the copy."""
         while self._committed:
-            await reader.acknowledge(self._committed[0].messages)
-            del self._committed[0]
+            await self._acknowledge_behind(reader)
+            assert self._telling is not None, "what is committed is being told"
+            await self._telling
+
+    async def _acknowledge_behind(self, reader: StreamReader) -> None:
+        """Begin to tell the broker once it has read what it was told before: a busy one takes 50 ms for 2,000."""
+        if self._telling is not None:
+            await self._telling
+        if self._committed:
+            self._telling = asyncio.create_task(self._tell(reader, self._committed.copy()))
+
+    async def _tell(self, reader: StreamReader, loads: Sequence[_Load]) -> None:
+        for load in loads:
+            await reader.acknowledge(load.messages)
+        self._committed = [load for load in self._committed if load not in loads]
 
     async def _plan(
         self, conn: AsyncConnection, received: Sequence[Received], attempt: _Attempt = _Attempt.KNOWN

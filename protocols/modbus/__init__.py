@@ -1,0 +1,1 @@
+"""Modbus meters: maps of registers as data, frames, values, the reads that fetch them, and whether they make sense."""

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
@@ -47,7 +47,8 @@ class Profile:
 
     Invariants: all lists have one length, at least one; `start_ms` ascends and no interval overlaps the next,
     though there may be gaps between them; every interval lasts `step_ms`; energies are non-negative.
-    `missing_rows` counts rows without a value, `duplicate_rows` exact repetitions.
+    `missing_rows` counts rows without a value, `duplicate_rows` exact repetitions. `reactive_var` is as long as the
+    others, or empty.
     """
 
     step_ms: int
@@ -59,6 +60,8 @@ class Profile:
     power_w: list[int | None]
     missing_rows: int
     duplicate_rows: int
+    # Without a value where the file has none, or where nobody needs it.
+    reactive_var: list[int | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,10 @@ class _Row:
     amount: Decimal | None
     volt: Decimal | None
     ampere: Decimal | None
+    reactive: Decimal | None = None
 
     def content(self) -> tuple[Decimal | None, ...]:
-        return (self.amount, self.volt, self.ampere)
+        return (self.amount, self.volt, self.ampere, self.reactive)
 
 
 def parse_profile(name: str, data: bytes) -> Profile:
@@ -125,6 +129,7 @@ def _profile(name: str, rows: list[_Row], step_ms: int, *, wh_per_unit: tuple[in
         power_w=[_scaled(row.amount or Decimal(0), 1000, 1) if mean_power else None for row in kept],
         missing_rows=len(rows) - len(present),
         duplicate_rows=duplicate_rows,
+        reactive_var=[None if row.reactive is None else _scaled(row.reactive, 1000, 1) for row in kept],
     )
 
 
@@ -176,8 +181,8 @@ def _minute_row(name: str, line: int, fields: list[str]) -> _Row:
     except ValueError as error:
         raise ProfileError(f"{name} line {line}: expected d/m/y;h:m:s, got {when[:_SHOWN_MAX]!r}") from error
     _require_epoch(name, line, start_ms)
-    power, volt, ampere = (_number(name, line, fields[index]) for index in (2, 4, 5))
-    return _Row(start_ms, line, power, volt, ampere)
+    power, reactive, volt, ampere = (_number(name, line, fields[index]) for index in (2, 3, 4, 5))
+    return _Row(start_ms, line, power, volt, ampere, reactive)
 
 
 def _milliseconds(at: datetime) -> int:

@@ -35,7 +35,10 @@ _TABLES = {
     "security": ("months", "instalments"),
     "absence": ("deposit_months",),
     "interest": ("on_advance", "rate_basis_points", "source"),
+    "issues": ("alone_minor",),
 }
+# What a document of before there was this rule says by its silence.
+_ISSUES_ALONE = {"issues": {"alone_minor": 1_000_000}}
 _CREDIT = "emergency_credit_minor"
 
 
@@ -76,6 +79,8 @@ class CategoryRules:
     interest_on_advance: bool
     interest_basis_points: int
     interest_source: str
+    # The most that one person may issue free or subsidised to an account within a day; above it, two.
+    issues_alone_minor: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +359,7 @@ def _category_rules(document: str, category: str, default: _Table, own: _Table) 
         interest_on_advance=interest.flag("on_advance"),
         interest_basis_points=interest.whole("rate_basis_points", most=SHARE_WHOLE),
         interest_source=interest.text("source"),
+        issues_alone_minor=reader.within("issues", _ISSUES_ALONE | default).whole("alone_minor"),
     )
     if rules.recharge_max_minor < rules.recharge_min_minor:
         recharge.refuse("maximum_minor", f"at least minimum_minor {rules.recharge_min_minor}", rules.recharge_max_minor)

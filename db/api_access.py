@@ -36,6 +36,7 @@ class CalledKey:
     vendor_name: str | None
     vendor_active: bool | None
     account_id: int | None
+    area: str | None
     requests_per_s: int | None
     burst: int | None
     vends_per_day: int | None
@@ -61,6 +62,7 @@ class NewKey:
     label: str
     issued_by: str
     replaces: str | None = None
+    area: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class ListedKey:
     role: str
     vendor: str | None
     account: str | None
+    area: str | None
     terminal: str | None
     scopes: list[str] | None
     label: str
@@ -91,6 +94,7 @@ class LockedKey:
     role: str
     vendor_id: int | None
     account_id: int | None
+    area: str | None
     terminal: str | None
     scopes: list[str] | None
     label: str
@@ -328,3 +332,10 @@ async def read_trail(conn: AsyncConnection, question: TrailQuestion) -> list[Tra
     async with conn.cursor(row_factory=class_row(TrailRow)) as cursor:
         await cursor.execute(sql("audit_trail_listed"), asdict(question))
         return await cursor.fetchall()
+
+
+async def has_other_key(conn: AsyncConnection, key_id: str, *, now: datetime) -> bool:
+    """Tell whether a key's vendor has another one in force, apart from those that it was rotated from or into."""
+    row = await (await conn.execute(sql("has_other_key"), {"key_id": key_id, "now": now})).fetchone()
+    assert row is not None, "has_other_key returns one row"
+    return bool(row[0])

@@ -408,3 +408,23 @@ async def _number(conn: AsyncConnection, name: str, parameters: Mapping[str, obj
     found = await _found(conn, name, parameters)
     assert found is not None, f"{name} returns an id"
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouponToPrint:
+    """A coupon as its slip says it; `vendor` has sold it or holds it for sale."""
+
+    serial: str
+    pin_digest: bytes = field(repr=False)
+    amount_minor: int
+    state: str
+    valid_until: date | None
+    issued_at: datetime
+    vendor: str | None
+
+
+async def coupons_to_print(conn: AsyncConnection, serials: Sequence[str]) -> dict[str, CouponToPrint]:
+    """Read coupons by serial; those that are not known are left out."""
+    async with conn.cursor(row_factory=class_row(CouponToPrint)) as cursor:
+        await cursor.execute(sql("coupons_to_print"), {"serials": list(serials)})
+        return {row.serial: row for row in await cursor.fetchall()}

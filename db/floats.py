@@ -147,7 +147,7 @@ async def post_float_journal(
     refused = judge_float(await cursor.fetchone(), vendor_id, -moved_minor)
     if refused is not None and bounded and moved_minor < 0:
         return refused
-    (journal_id,) = await add_journals(conn, None, [journal])
+    (journal_id,) = await add_journals(conn, [journal])
     taken = await _move(
         conn,
         {

@@ -31,7 +31,7 @@ from db.errors import DatabaseError
 from db.floats import give_back
 from db.named import sql
 from db.orders import PostingRules
-from db.posting import Change, Posted, lock_and_look, write_change
+from db.posting import Change, Posted, Prepared, lock_and_look, prepare_change, write_change
 from db.prepayment import add_recovery, dues_outstanding, open_due, owe_again, pay_dues, prepayment_of, read_dues
 
 # As the table's own check has it.
@@ -154,28 +154,15 @@ async def post_journals(
     cause: str,
     rules: PostingRules,
     now_ms: int,
-    recharge_minor: int = 0,
-    recharge_token: str | None = None,
 ) -> Posted:
     """Book money events that belong together as one: alarms and supply follow only from the balance after all.
 
-    Without a journal, decide again after a change of the account's own row. A recharge is confirmed to the consumer.
+    Without a journal, decide again after a change of the account's own row.
     """
-    before = view.checkpoint
-    added_minor = sum(journal.prepaid_minor for journal in journals)
-    change = Change(
-        journals=tuple(journals),
-        checkpoint=replace(before, posted_minor=before.posted_minor + added_minor),
-        levels=view.levels,
-        cause=cause,
-        may_rearm=True,
-        recharge_minor=recharge_minor,
-        recharge_token=recharge_token,
-    )
-    return await write_change(conn, view, change, rules, now_ms)
+    return await write_change(conn, view, _change(view, journals, cause), rules, now_ms)
 
 
-async def post_recharge(
+async def prepare_recharge(
     conn: AsyncConnection,
     view: AccountView,
     split: Split,
@@ -184,32 +171,38 @@ async def post_recharge(
     now_ms: int,
     source: Ledger = Ledger.VENDOR_CLEARING,
     token: str | None = None,
-) -> Posted:
-    """Book a recharge: the vend in full, and of it what arrears take, oldest first. Under the account's lock.
+) -> Prepared:
+    """Decide a recharge: the vend in full, and of it what arrears take, oldest first. Under the account's lock.
 
-    `token` is told to the consumer: its digits in groups.
+    The caller writes the row, then calls `book_recovery`. `token` is told to the consumer: its digits in groups.
     """
     amount_minor = split.recovered_minor + split.kept_minor
     journals = [money_journal(JournalKind.VEND, amount_minor, source=source)]
     if split.recovered_minor:
         journals.append(money_journal(JournalKind.ARREARS_RECOVERY, -split.recovered_minor, "share of a recharge"))
-    if split.recovered_minor:
         # Before the post: what it tells the consumer counts what is still owed after this recharge.
         dues = await read_dues(conn, view.id, Ledger.ARREARS)
         await pay_dues(conn, parts_oldest_first(dues, split.recovered_minor))
-    posted = await post_journals(
-        conn,
-        view,
-        journals,
-        cause="vend",
-        recharge_minor=amount_minor,
-        recharge_token=token,
-        rules=rules,
-        now_ms=now_ms,
-    )
+    change = replace(_change(view, journals, "vend"), recharge_minor=amount_minor, recharge_token=token)
+    return await prepare_change(conn, view, change, rules, now_ms)
+
+
+async def book_recovery(conn: AsyncConnection, split: Split, journal_ids: Sequence[int]) -> None:
+    """Note of a recharge that is booked which of its journals took what arrears got, if they got anything."""
     if split.recovered_minor:
-        await add_recovery(conn, cause_id=posted.journal_ids[0], journal_id=posted.journal_ids[1])
-    return posted
+        await add_recovery(conn, cause_id=journal_ids[0], journal_id=journal_ids[1])
+
+
+def _change(view: AccountView, journals: Sequence[Journal], cause: str) -> Change:
+    before = view.checkpoint
+    added_minor = sum(journal.prepaid_minor for journal in journals)
+    return Change(
+        journals=tuple(journals),
+        checkpoint=replace(before, posted_minor=before.posted_minor + added_minor),
+        levels=view.levels,
+        cause=cause,
+        may_rearm=True,
+    )
 
 
 async def refund(conn: AsyncConnection, account_id: int, amount_minor: int, order: Instruction) -> MoneyDone:

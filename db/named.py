@@ -13,6 +13,7 @@ from importlib import resources
 
 from db.errors import QueryMissing
 
+_PARAMETER = re.compile(rb"%\((?P<name>[a-z_0-9]+)\)s|%%")
 _HEAD = re.compile(r"^-- (?P<name>[a-z_0-9]+): (?P<purpose>.+)$", re.MULTILINE)
 
 
@@ -38,6 +39,24 @@ def sql(name: str) -> bytes:
         return queries()[name]
     except KeyError:
         raise QueryMissing(f"query: expected a name from db/queries, got {name!r}") from None
+
+
+@cache
+def numbered(name: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return a query with its parameters as $1, $2 and so on, and their names in that order.
+
+    For `AsyncRawCursor`: psycopg translates names anew at each call where a query is long or has many (2026-11-22).
+    Raises: QueryMissing when no file defines it.
+    """
+    names: dict[bytes, int] = {}
+
+    def number(found: re.Match[bytes]) -> bytes:
+        if found["name"] is None:
+            return b"%"
+        return b"$%d" % names.setdefault(found["name"], len(names) + 1)
+
+    text = _PARAMETER.sub(number, sql(name))
+    return text, tuple(each.decode() for each in names)
 
 
 def array_text(values: Iterable[int | None]) -> str:

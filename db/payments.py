@@ -129,6 +129,24 @@ class Attempt:
     address: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentException:
+    """A gateway's word that nobody but people can settle: about an order not known here, or a refund in part.
+
+    Units: minor units; `refunded_minor` of `amount_minor` has gone back.
+    """
+
+    id: int
+    received_at: datetime
+    outcome: str
+    gateway: str
+    event_id: str
+    reference: str | None
+    capture: str | None
+    amount_minor: int
+    refunded_minor: int
+
+
 async def add_payment(conn: AsyncConnection, payment: NewPayment) -> None:
     """Store an order."""
     await conn.execute(sql("add_payment"), asdict(payment))
@@ -291,6 +309,13 @@ async def read_sums(conn: AsyncConnection) -> PaymentSums:
         row = await cursor.fetchone()
     assert row is not None, "payment_sums returns one row"
     return PaymentSums(**row)
+
+
+async def list_exceptions(conn: AsyncConnection, *, after: int, most: int) -> list[PaymentException]:
+    """Read words that wait for people, the oldest first, from after a number on."""
+    async with conn.cursor(row_factory=class_row(PaymentException)) as cursor:
+        await cursor.execute(sql("payment_exceptions"), {"after": after, "most": most})
+        return await cursor.fetchall()
 
 
 async def billing_meter(conn: AsyncConnection, account_id: int) -> str | None:

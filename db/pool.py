@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+import psycopg
 from psycopg import AsyncConnection
+from psycopg.adapt import AdaptersMap
+from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 
 # A statement that runs a minute is stuck: the longest one we send, closing a catch-up of years, takes seconds.
@@ -55,6 +60,20 @@ async def connect(
     )
 
 
+def pool_adapters() -> AdaptersMap:
+    """Return adapters that send every whole number as a bigint, and write and read JSON eight times as fast.
+
+    By itself psycopg sends each number in the smallest type that holds it, and a statement is prepared anew for each
+    mix of types: one with ten amounts would hardly ever be met again.
+    """
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_dumper(int, Int8Dumper)
+    adapters.register_dumper(int, Int8BinaryDumper)
+    set_json_dumps(msgspec.json.encode, adapters)
+    set_json_loads(msgspec.json.decode, adapters)
+    return adapters
+
+
 def make_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPool[AsyncConnection]:
     """Make a closed pool of autocommit connections under the application's role; the caller opens and closes it."""
     return AsyncConnectionPool(
@@ -68,6 +87,7 @@ def make_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPo
             "autocommit": True,
             "application_name": application,
             "connect_timeout": 10,
+            "context": pool_adapters(),
             "options": session_options(
                 idle_in_transaction_s=5, lock_timeout_s=5, role=APPLICATION_ROLE, plans_kept=True
             ),

@@ -7,7 +7,7 @@ their legs, the new checkpoint, alarms, orders, notices and the change-feed row,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -18,7 +18,7 @@ from billing.calendar import LocalCalendar, from_ms
 from billing.journals import Journal, JournalKind, day_journal, late_journal, money_journal
 from billing.late_usage import late_usage
 from billing.notices import Facts, Recharged
-from billing.running import Checkpoint, PeriodPosted, Point, close_days, running_balance
+from billing.running import Checkpoint, PeriodPosted, close_days, running_balance
 from billing.supply import Decision, LevelName, Levels, Supply, decide
 from billing.terms import BillPart, Terms
 from billing.zones import zone_clock
@@ -62,6 +62,15 @@ class Change:
     # Digits that the consumer is told with the recharge, in groups; none for a token that is held back.
     recharge_token: str | None = field(default=None, repr=False)
     threshold_changed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A change that is decided; `row` is what `post_change` writes of it: journals, account row, notices, feed."""
+
+    balance_minor: int
+    decision: Decision
+    row: Mapping[str, object] = field(repr=False)
 
 
 async def lock(conn: AsyncConnection, ids: Sequence[int]) -> None:
@@ -186,14 +195,27 @@ async def write_change(
     conn: AsyncConnection, view: AccountView, change: Change, rules: PostingRules, now_ms: int
 ) -> Posted:
     """Write one account's change: journals, checkpoint, alarms, orders, notices, feed. Under the account's lock."""
+    prepared = await prepare_change(conn, view, change, rules, now_ms)
+    row = await (await conn.execute(sql("post_change"), prepared.row)).fetchone()
+    assert row is not None, "post_change returns its row"
+    return Posted(
+        account_id=view.id,
+        balance_minor=prepared.balance_minor,
+        decision=prepared.decision,
+        journal_ids=tuple(row[0]),
+    )
+
+
+async def prepare_change(
+    conn: AsyncConnection, view: AccountView, change: Change, rules: PostingRules, now_ms: int
+) -> Prepared:
+    """Decide one account's change and write its alarms and orders; the caller writes the rest, `Prepared.row`."""
     balance_minor = _balance_minor(change.checkpoint, view, rules.calendar)
     levels = change.levels
     if view.warns_by_recharge:
         levels = await levels_by_recharge(conn, view.id, levels, change.journals)
     decision = _decide(view, levels, balance_minor, change, rules, now_ms)
-    journal_ids = await add_journals(conn, view.id, change.journals)
     notices = await _notices(conn, view, change, decision, balance_minor, now_ms)
-    await conn.execute(sql("save_account"), _account_parameters(view, change, decision.levels, notices))
     await save_further_levels(conn, {view.id: (view.levels, decision.levels)})
     low_raised = any(raised.level is LevelName.LOW for raised in decision.raised)
     # The alarm tells the meter its threshold, too, unless there is none any more.
@@ -205,7 +227,8 @@ async def write_change(
     if low_raised:
         await sound_alarm(conn, view, decision.levels, balance_minor)
     await align_supply(conn, view, decision.levels, balance_minor, cause=change.cause, rules=rules, now_ms=now_ms)
-    return Posted(account_id=view.id, balance_minor=balance_minor, decision=decision, journal_ids=tuple(journal_ids))
+    row = _account_parameters(view, change, decision.levels, notices)
+    return Prepared(balance_minor=balance_minor, decision=decision, row=row)
 
 
 def _decide(
@@ -271,13 +294,13 @@ async def _late_change(
 ) -> Change:
     """Find what late readings make closed parts short of, and book it."""
     since_ms = view.points[0].at_ms if late_since_ms is None else min(late_since_ms, view.points[0].at_ms)
-    install = Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
+    install = view.meter.known[0]
     before = [point for point in await points_around(conn, view.meter, [from_ms(since_ms)]) if point.at_ms < since_ms]
     first_ms = max([install, *before]).at_ms
     parts = parts_between(view.terms, calendar.day_of(first_ms), view.checkpoint.through)
     booked = await posted_periods(conn, view.id, parts[0].first)
     posted = [booked.get(part.first, PeriodPosted(period=part.first, energy_wh=0, lines={})) for part in parts]
-    edges_ms = closed_edges_ms(parts, view.checkpoint.through, calendar)
+    edges_ms = closed_edges_ms(parts, view.checkpoint.through, calendar, anchor_ms=view.checkpoint.anchor.at_ms)
     around = await points_around(conn, view.meter, [from_ms(edge_ms) for edge_ms in edges_ms])
     points = sorted({install, *around})
     found, checkpoint = late_usage(posted, view.checkpoint, view.terms, points, calendar)
@@ -298,15 +321,22 @@ def parts_between(terms: Terms, first_day: date, last_day: date) -> list[BillPar
     return parts
 
 
-def closed_edges_ms(parts: Sequence[BillPart], through: date, calendar: LocalCalendar) -> list[int]:
-    """Return the instants around which closed bill parts must be known: their ends, and those of their zones."""
+def closed_edges_ms(
+    parts: Sequence[BillPart], through: date, calendar: LocalCalendar, *, anchor_ms: int = 0
+) -> list[int]:
+    """Return the instants around which closed bill parts must be known: their ends, and those of their zones.
+
+    `anchor_ms` is where a meter took over in a day that is open: its zones are known until then.
+    """
     through_ms = calendar.midnight_ms(through)
+    until_ms = max(through_ms, anchor_ms)
     edges_ms = [calendar.midnight_ms(part.first) for part in parts[1:]]
     for part in parts:
         zones = part.tariff.zones
         if zones is not None:
-            start_ms, end_ms = calendar.midnight_ms(part.first), min(calendar.midnight_ms(part.end), through_ms)
+            start_ms, end_ms = calendar.midnight_ms(part.first), min(calendar.midnight_ms(part.end), until_ms)
             edges_ms += [start_ms, *zone_clock(zones, calendar).edges_between(start_ms, end_ms), end_ms]
+            edges_ms += [through_ms] if through_ms < end_ms else []
     return edges_ms
 
 
@@ -317,35 +347,22 @@ def _balance_minor(checkpoint: Checkpoint, view: AccountView, calendar: LocalCal
     return running_balance(checkpoint, view.terms, points, calendar)
 
 
-async def add_journals(conn: AsyncConnection, account_id: int | None, journals: Sequence[Journal]) -> tuple[int, ...]:
-    """Append journals and their legs, one statement whatever their number; return the ids in order.
+async def add_journals(conn: AsyncConnection, journals: Sequence[Journal]) -> tuple[int, ...]:
+    """Append journals about no account, a deposit of a vendor or a sale of coupons; return the ids in order."""
+    cursor = await conn.execute(sql("add_journals"), {"journals": _journals_to_json(journals)})
+    return tuple(row[0] for row in await cursor.fetchall())
 
-    None is for what is about no account: a deposit of a vendor, a sale of coupons.
-    """
-    if not journals:
-        return ()
-    legs = [
-        {
-            "journal": place,
-            "n": number,
-            "ledger": leg.ledger.value,
-            "line": leg.line,
-            "amount_minor": leg.amount_minor,
-        }
-        for place, journal in enumerate(journals, start=1)
-        for number, leg in enumerate(journal.legs, start=1)
-    ]
-    # Two documents: eighteen arrays take psycopg five times as long to write (2026-11-22).
-    parameters = {
-        "account_id": account_id,
-        "journals": Jsonb([_journal_to_row(journal) for journal in journals]),
-        "legs": Jsonb(legs),
-    }
-    cursor = await conn.execute(sql("add_journals"), parameters)
-    return tuple(sorted(row[0] for row in await cursor.fetchall()))
+
+def _journals_to_json(journals: Sequence[Journal]) -> Jsonb:
+    # A document: arrays of each column take psycopg five times as long to write (2026-11-22).
+    return Jsonb([_journal_to_row(journal) for journal in journals])
 
 
 def _journal_to_row(journal: Journal) -> dict[str, object]:
+    legs = [
+        {"n": number, "ledger": leg.ledger.value, "line": leg.line, "amount_minor": leg.amount_minor}
+        for number, leg in enumerate(journal.legs, start=1)
+    ]
     return {
         "kind": journal.kind.value,
         "local_day": None if journal.local_day is None else journal.local_day.isoformat(),
@@ -360,6 +377,7 @@ def _journal_to_row(journal: Journal) -> dict[str, object]:
         "reason": journal.reason,
         "about_id": journal.about_id,
         "correction_id": journal.correction_id,
+        "legs": legs,
     }
 
 
@@ -371,6 +389,7 @@ def _account_parameters(
         "id": view.id,
         "shard": view.shard,
         "version": view.version + 1,
+        "journals": _journals_to_json(change.journals),
         "notices": Jsonb([{"kind": facts.kind.value, "facts": facts.to_json()} for facts in notices]),
         "posted_minor": checkpoint.posted_minor,
         "charged_minor": checkpoint.charged_minor,

@@ -41,9 +41,20 @@ async def read_slip(conn: AsyncConnection, vendor_id: int, message_id: str) -> S
 
 
 async def add_print(
-    conn: AsyncConnection, vendor_id: int, message_id: str, *, at: datetime, key_id: str, form: str, language: str
+    conn: AsyncConnection,
+    vendor_id: int,
+    message_id: str,
+    *,
+    at: datetime,
+    key_id: str,
+    form: str,
+    language: str,
+    least: int,
 ) -> tuple[int, datetime]:
-    """Count one more print; return its number and instant. The caller holds the lock of the message id."""
+    """Count one more print, under number `least` or a later one; return its number and instant.
+
+    The caller holds the lock of the message id.
+    """
     parameters = {
         "vendor_id": vendor_id,
         "message_id": message_id,
@@ -51,6 +62,7 @@ async def add_print(
         "key_id": key_id,
         "form": form,
         "language": language,
+        "least": least,
     }
     cursor = await conn.execute(sql("add_print"), parameters)
     row = await cursor.fetchone()

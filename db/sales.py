@@ -1,7 +1,7 @@
-"""A sale's round trips: what is looked up before the account's lock, what under it, and what is stored.
+"""A sale's round trips: its start, which locks, a look at the account, and all that it writes.
 
 Stage: inside a sale. A statement costs a vend some 0.2 ms of both processes together, so that there are few of them
-(2026-11-22: ten with begin and commit). Values in, rows out; what is sold or refused is decided by the caller.
+(2026-11-22: five with begin and commit). Values in, rows out; what is sold or refused is decided by the caller.
 """
 
 from __future__ import annotations
@@ -10,25 +10,42 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from billing.calendar import LocalCalendar
 from db.accounts import AccountView, views_from_rows
+from db.api_access import NewAct
 from db.floats import FloatRefused, judge_float
 from db.meter_records import RecordRow
-from db.named import sql
+from db.named import numbered, sql
+from db.posting import Prepared
 from db.prepayment import Prepayment, prepayments_from_rows
-from db.vends import MessageUse, NamedMeter, NewToken, NewVend, find_meters, message_use_from_row
+from db.vends import MessageUse, NamedMeter, NewToken, NewVend, message_use_from_row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaleTerms:
+    """What a meter is sold to by on a day: its account's rules, and the record to make tokens by, if there is one."""
+
+    prepayment: Prepayment
+    row: RecordRow | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaleStart:
-    """What is known of a message id, a meter's name and a vendor's float: balance, limit, entries; None without one."""
+    """What is known of a message id, a meter's name and a vendor's float: balance, limit, entries; None without one.
+
+    Invariants: `terms` hold on `day`, by the id of each meter that is billed; `new_id` is the number of the vend to be
+    where one may be, None for a message id that was answered and in a trial.
+    """
 
     use: MessageUse
+    new_id: int | None
     meters: list[NamedMeter]
+    day: date
+    terms: dict[int, SaleTerms]
     vendor_id: int
     float_row: tuple[int, int | None, int] | None
 
@@ -38,76 +55,81 @@ class SaleStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SaleSight:
-    """What a sale has to know of an account and its meter; `row` is the record to make tokens by, None without one."""
+class StoredSale:
+    """A sale that is stored, the vend's own journal first.
 
-    view: AccountView
-    prepayment: Prepayment
-    row: RecordRow | None
+    Invariants: `took_float` is false where the vendor's float was not to be taken or does not reach.
+    """
+
+    journal_ids: tuple[int, ...]
+    token_id: int
+    took_float: bool
 
 
-async def begin_sale(conn: AsyncConnection, vendor_id: int, message_id: str, meter: str) -> SaleStart:
-    """Lock a message id and the account that the meter is billed to; what is read was committed before the locks."""
+async def start_sale(
+    conn: AsyncConnection, vendor_id: int, message_id: str, meter: str, *, day: date, locking: bool = True
+) -> SaleStart:
+    """Lock a message id and the account that the meter is billed to, and read what to sell by on a local day.
+
+    What is read was committed before the locks. Without `locking` nothing may be sold by it.
+    """
     async with conn.cursor(row_factory=dict_row) as cursor:
-        what = {"vendor_id": vendor_id, "message_id": message_id, "meter": meter}
-        await cursor.execute(sql("begin_sale"), what)
+        what = {"vendor_id": vendor_id, "message_id": message_id, "meter": meter, "day": day, "locking": locking}
+        await cursor.execute(sql("start_sale"), what)
         rows = await cursor.fetchall()
     first = rows[0]
-    use = message_use_from_row({name: first[name] for name in _USE_COLUMNS})
     has_float = first["float_minor"] is not None
     return SaleStart(
-        use=use,
+        use=message_use_from_row({name: first[name] for name in _USE_COLUMNS}),
+        new_id=first["new_id"],
         meters=[_meter_from_row(row) for row in rows if row["meter_id"] is not None],
+        day=day,
+        terms={row["meter_id"]: _terms_from_row(row) for row in rows if row["billed_account_id"] is not None},
         vendor_id=vendor_id,
         float_row=(first["float_minor"], first["float_limit_minor"], first["float_entries"]) if has_float else None,
     )
 
 
-async def begin_trial(conn: AsyncConnection, vendor_id: int, meter: str) -> SaleStart:
-    """Read the same without a lock; nothing may be sold by it."""
-    meters = await find_meters(conn, meter)
-    float_row = await (await conn.execute(sql("float_of"), {"vendor_id": vendor_id})).fetchone()
-    unused = MessageUse(vend=None, is_act=False, confirmed_early=False)
-    return SaleStart(use=unused, meters=meters, vendor_id=vendor_id, float_row=float_row)
-
-
-async def look_at_sale(
-    conn: AsyncConnection, meter: NamedMeter, calendar: LocalCalendar, day: date
-) -> SaleSight | None:
-    """Read a meter's account, the prepayment rules of a local day, and the record to make tokens by.
-
-    None where no account is billed by the meter.
-    """
-    ids = [meter.account_id]
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        # Anchors only move forward: an older one leaves out no more than may be left out.
-        what = {"ids": ids, "step": "month", "zone": calendar.zone.key, "since": meter.anchor_at}
-        await cursor.execute(sql("look"), what)
+async def look_at_sale(conn: AsyncConnection, meter: NamedMeter, calendar: LocalCalendar) -> AccountView | None:
+    """Read a meter's account; None where no account is billed by the meter."""
+    # Anchors only move forward: an older one leaves out no more than may be left out.
+    what = {"ids": [meter.account_id], "step": "month", "zone": calendar.zone.key, "since": meter.anchor_at}
+    query, names = numbered("look")
+    async with AsyncRawCursor(conn, row_factory=dict_row) as cursor:
+        await cursor.execute(query, [what[name] for name in names])
         views = await views_from_rows(conn, await cursor.fetchall())
-        await cursor.execute(sql("sale_terms"), {"account_id": meter.account_id, "day": day, "meter_id": meter.id})
-        terms = await cursor.fetchone()
-    if not views or terms is None:
-        return None
-    (view,) = views.values()
-    dues = (view.id, *(terms.pop(name) for name in ("category", "document", "absent_until", "arrears_minor")))
-    return SaleSight(
-        view=view,
-        prepayment=prepayments_from_rows([dues])[view.id],
-        row=None if terms["id"] is None else RecordRow(**terms),
-    )
+    return next(iter(views.values()), None)
 
 
-async def add_sale(conn: AsyncConnection, vend: NewVend, token: NewToken) -> tuple[int, int]:
-    """Store a vend with its token, and the token's id as the meter's last; return the ids of both.
+async def post_sale(
+    conn: AsyncConnection,
+    prepared: Prepared,
+    vend_id: int,
+    vend: NewVend,
+    token: NewToken,
+    *,
+    act: NewAct | None,
+    takes_float: bool,
+) -> StoredSale:
+    """Book a prepared recharge and store its vend, token, token id as the meter's last, and line of the audit trail.
 
-    The answer is stored with the vend's own number as that of the receipt.
+    With `takes_float` the amount is taken from the vendor's float, whose other sales wait from here to the commit: call
+    it last.
     """
-    of_vend = {name: getattr(vend, name) for name in NewVend.__dataclass_fields__} | {"answer": Jsonb(vend.answer)}
-    of_token = {f"token_{name}": getattr(token, name) for name in _TOKEN_COLUMNS}
-    cursor: AsyncCursor[tuple[int, int]] = await conn.execute(sql("add_sale"), of_vend | of_token)
-    row = await cursor.fetchone()
-    assert row is not None, "add_sale returns its row"
-    return row
+    values: dict[str, object] = {name: getattr(vend, name) for name in NewVend.__dataclass_fields__}
+    values |= prepared.row
+    values |= {"vend_id": vend_id, "answer": Jsonb(vend.answer)}
+    values["float_vendor_id"] = vend.vendor_id if takes_float else None
+    for name, column in _TOKEN_COLUMNS.items():
+        values[name] = getattr(token, column)
+    for name, column in _ACT_COLUMNS.items():
+        values[name] = None if act is None else getattr(act, column)
+    query, names = numbered("post_sale")
+    async with AsyncRawCursor(conn) as cursor:
+        await cursor.execute(query, [values[name] for name in names])
+        row = await cursor.fetchone()
+    assert row is not None, "post_sale returns its row"
+    return StoredSale(journal_ids=tuple(row[0]), token_id=row[1], took_float=row[2])
 
 
 def _meter_from_row(row: dict[str, Any]) -> NamedMeter:
@@ -120,6 +142,16 @@ def _meter_from_row(row: dict[str, Any]) -> NamedMeter:
         account_id=row["billed_account_id"],
         anchor_at=row["anchor_at"],
     )
+
+
+def _terms_from_row(row: dict[str, Any]) -> SaleTerms:
+    dues = (row["billed_account_id"], row["category"], row["document"], row["absent_until"], row["arrears_minor"])
+    (prepayment,) = prepayments_from_rows([dues]).values()
+    record = None
+    if row["record_id"] is not None:
+        of_meter = {name: row[name] for name in ("meter_id", "serial", "make", "drn")}
+        record = RecordRow(**of_meter, **{name: row[column] for name, column in _RECORD_COLUMNS.items()})
+    return SaleTerms(prepayment=prepayment, row=record)
 
 
 _USE_COLUMNS = (
@@ -136,4 +168,13 @@ _USE_COLUMNS = (
     "is_act",
     "confirmed_early",
 )
-_TOKEN_COLUMNS = ("meter_id", "record_id", "engine", "era", "tid", "digits", "subclass")
+# The statement's names of what it stores beside the vend.
+_TOKEN_COLUMNS = {
+    f"token_{name}": name for name in ("meter_id", "record_id", "engine", "era", "tid", "digits", "subclass")
+}
+_RECORD_COLUMNS = {
+    name: f"record_{name}"
+    for name in RecordRow.__dataclass_fields__
+    if name not in ("meter_id", "serial", "make", "drn")
+}
+_ACT_COLUMNS = {f"act_{name}": name for name in NewAct.__dataclass_fields__}

@@ -14,6 +14,9 @@ from psycopg.rows import class_row
 
 from db.named import sql
 
+# The reason of a held sale that was taken back since nobody confirmed it; `db/queries/held_vends.sql` asks for it.
+NEVER_CONFIRMED = "never_confirmed"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VendMove:
@@ -44,6 +47,19 @@ class OpenVend:
     delivered: str | None
     moved_at: datetime | None
     why: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeverConfirmed:
+    """A sale that was held and taken back, since nobody confirmed it in time."""
+
+    id: int
+    vendor: str
+    message_id: str
+    terminal: str | None
+    amount_minor: int
+    created_at: datetime
+    taken_back_at: datetime
 
 
 async def is_delivered(conn: AsyncConnection, vend_id: int) -> bool:
@@ -87,6 +103,19 @@ async def read_open_vends(conn: AsyncConnection, *, after: int, most: int) -> li
     """Read vends that wait for somebody's word, the oldest first, from after a vend on."""
     async with conn.cursor(row_factory=class_row(OpenVend)) as cursor:
         await cursor.execute(sql("open_vends"), {"after": after, "most": most})
+        return await cursor.fetchall()
+
+
+async def held_before(conn: AsyncConnection, before: datetime, *, most: int) -> list[int]:
+    """Return some sales that are held since before an instant, the oldest first."""
+    cursor = await conn.execute(sql("held_before"), {"before": before, "most": most})
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def never_confirmed_vends(conn: AsyncConnection, *, since: datetime, most: int) -> list[NeverConfirmed]:
+    """Read sales that were taken back since an instant because nobody confirmed them."""
+    async with conn.cursor(row_factory=class_row(NeverConfirmed)) as cursor:
+        await cursor.execute(sql("never_confirmed_vends"), {"since": since, "most": most})
         return await cursor.fetchall()
 
 

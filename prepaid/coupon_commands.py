@@ -104,6 +104,40 @@ def issue(
         console.err.print("the PINs are nowhere but in the file: destroy it once they are printed", markup=False)
 
 
+@coupons_app.command(name="print")
+def print_command(
+    file: Annotated[Path, typer.Argument(help="The print file of `prepaid coupons issue`.")],
+    out: Annotated[Path, typer.Option("--out", help="New file of slips for an 80 mm printer.")],
+    language: Annotated[str, typer.Option("--lang", help="en, hi or pa.")] = "en",
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Write the slips of a batch's coupons, those that can still be redeemed, in the order of the file."""
+    from billing.notices.kinds import Language
+    from db.coupons import coupons_to_print
+    from prepaid.coupon_slips import read_print_file, slips_of, strangers
+    from vending.coupon_pins import coupon_keys
+
+    if language not in set(Language):
+        raise CommandRefused(f"lang: expected one of {', '.join(Language)}, got {language!r}")
+    settings = settings_of(data)
+    pins = read_print_file(file)
+    keys = coupon_keys(_master(settings))
+    found = run(settings, lambda conn: coupons_to_print(conn, list(pins)))
+    unknown = strangers(pins, found, keys)
+    if unknown:
+        raise CommandRefused(
+            f"file: expected coupons of this installation with their PINs, got {len(unknown)} others: {unknown[0]}"
+        )
+    slips = list(slips_of(pins, found, settings, Language(language)))
+    _write_once(out, "".join(slips))
+    if json_output:
+        console.print_json({"slips": len(slips), "left_out": len(pins) - len(slips), "file": str(out)})
+        return
+    line(f"{len(slips)} slips, {out}; {len(pins) - len(slips)} redeemed or void coupons left out")
+    console.err.print("the file has PINs: destroy it once it is printed", markup=False)
+
+
 @coupons_app.command(name="list")
 def list_command(
     batch: Annotated[int | None, typer.Option(help="Of one batch.")] = None,
@@ -331,7 +365,7 @@ def _write_once(path: Path, text: str) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise CommandRefused(f"out: expected a new file, got one that is there: {path}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as opened:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prepaid import console
-from prepaid.arguments import settings_of
+from prepaid.arguments import DataDir, Json, line, local, run, settings_of
 from prepaid.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -47,22 +46,44 @@ def online_settings(settings: Settings) -> OnlineSettings | None:
 
 @payments_app.command("totals")
 def print_totals(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the embedded parts (PREPAID_DATA_DIR).")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    data: DataDir = None,
+    json_output: Json = False,
 ) -> None:
     """All money received by gateways, what went back, what was credited; and words that wait for people."""
     from db.payments import read_sums
-    from prepaid.administration import on_database
 
-    sums = on_database(settings_of(data), read_sums)
+    sums = run(settings_of(data), read_sums)
     if json_output:
         console.print_json(asdict(sums))
         return
     for name, amount_minor in asdict(sums).items():
         shown = str(amount_minor) if name == "for_people" else console.rupees(amount_minor)
         typer.echo(f"{name.removesuffix('_minor').replace('_', ' ')}: {shown}")
+
+
+@payments_app.command("exceptions")
+def print_exceptions(
+    after: Annotated[int, typer.Option(min=0, help="The last number of the page before.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 1_000,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Words of gateways that only people can settle: of unknown orders, and refunds in part."""
+    from db.payments import list_exceptions
+
+    settings = settings_of(data)
+    found = run(settings, lambda conn: list_exceptions(conn, after=after, most=limit))
+    if json_output:
+        told = [asdict(each) | {"received_at": each.received_at.isoformat()} for each in found]
+        console.print_json({"exceptions": told})
+        return
+    for each in found:
+        back = f", {console.rupees(each.refunded_minor)} of it gone back" if each.refunded_minor else ""
+        line(
+            f"{each.id} {local(each.received_at, settings)} {each.outcome} {each.gateway}: order"
+            f" {each.reference or 'none named'}, payment {each.capture or 'none named'},"
+            f" {console.rupees(each.amount_minor)}{back}"
+        )
 
 
 @payments_app.command("sandbox")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,12 +37,15 @@ from prepaid.settings import Settings
 
 if TYPE_CHECKING:
     from db.floats import FloatState
+    from db.vend_states import NeverConfirmed, OpenVend
     from db.vendor_deposits import Deposit
 
 vendors_app = typer.Typer(help="Vendors: their keys, floats, credit limits, deposits.", no_args_is_help=True)
 
 # Who a limit is said to be set by that came with the vendor.
 _REGISTRATION, _AS_REGISTERED = "registration", "as registered"
+# One listing: more is no list for people.
+_HELD_SHOWN = 10_000
 
 Vendor = Annotated[str, typer.Argument(help="The vendor's name.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
@@ -336,6 +339,54 @@ def day_command(
     # The answer's own parts, as `totals_to_api` made them.
     _print_totals(told["totals"])  # type: ignore[arg-type]
     line(f"  {'closing':<24} {told['closing']:>14}")
+
+
+@vendors_app.command(name="held")
+def held_command(
+    days: Annotated[int, typer.Option(min=1, max=3_660, help="Taken back within so many days.")] = 30,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Sales that are held for a confirmation, and those taken back since none came."""
+    from db.vend_states import never_confirmed_vends, read_open_vends
+
+    settings = settings_of(data)
+    since = datetime.now(settings.zone) - timedelta(days=days)
+
+    async def work(conn: AsyncConnection) -> tuple[list[OpenVend], list[NeverConfirmed]]:
+        waiting = await read_open_vends(conn, after=0, most=_HELD_SHOWN)
+        taken_back = await never_confirmed_vends(conn, since=since, most=_HELD_SHOWN)
+        return [vend for vend in waiting if vend.state == "held"], taken_back
+
+    held, taken_back = run(settings, work)
+    if json_output:
+        console.print_json({
+            "held": [_held_to_json(vend) for vend in held],
+            "never_confirmed": [
+                _held_to_json(vend) | {"taken_back_at": vend.taken_back_at.isoformat()} for vend in taken_back
+            ],
+        })  # fmt: skip
+        return
+    for vend in held:
+        line(f"{_held_line(vend, settings)}, held")
+    for each in taken_back:
+        line(f"{_held_line(each, settings)}, never confirmed, taken back {local(each.taken_back_at, settings)}")
+
+
+def _held_to_json(vend: OpenVend | NeverConfirmed) -> dict[str, object]:
+    return {
+        "message_id": vend.message_id,
+        "receipt_number": str(vend.id),
+        "vendor": vend.vendor,
+        "terminal": vend.terminal,
+        "amount_minor": vend.amount_minor,
+        "sold_at": vend.created_at.isoformat(),
+    }
+
+
+def _held_line(vend: OpenVend | NeverConfirmed, settings: Settings) -> str:
+    amount = console.rupees(vend.amount_minor)
+    return f"{vend.message_id} {vend.vendor} {vend.terminal or ''} {amount}, sold {local(vend.created_at, settings)}"
 
 
 def _print_totals(totals: Mapping[str, Any]) -> None:

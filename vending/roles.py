@@ -14,13 +14,15 @@ from vending.vends import VendingError
 
 
 class Role(StrEnum):
-    """Whose interface key it is; the first two belong to a vendor, a consumer's to one account."""
+    """Whose interface key it is: the first two are a vendor's; a reader's has an area, a consumer's an account."""
 
     VENDOR = "vendor"
     SUPERVISOR = "supervisor"
     ENGINEER = "engineer"
     CASHIER = "cashier"
     AUDITOR = "auditor"
+    # Looks at one area and changes nothing.
+    READER = "reader"
     CONSUMER = "consumer"
 
 
@@ -38,6 +40,7 @@ class Scope(StrEnum):
     KEY_CHANGE = "key_change"
     # The utility's.
     READ_ALL = "read_all"
+    READ_AREA = "read_area"
     CHANGE_ACCOUNTS = "change_accounts"
     ISSUE = "issue"
     ENGINEERING = "engineering"
@@ -66,11 +69,14 @@ SCOPES_OF: Mapping[Role, frozenset[Scope]] = {
     ),
     Role.CASHIER: frozenset({Scope.DEPOSIT, Scope.READ_VENDORS}),
     Role.AUDITOR: frozenset({Scope.READ_ALL, Scope.READ_VENDORS, Scope.READ_TRAIL}),
+    Role.READER: frozenset({Scope.READ_AREA}),
     Role.CONSUMER: frozenset({Scope.OWN_ACCOUNT}),
 }
 VENDOR_ROLES = frozenset({Role.VENDOR, Role.SUPERVISOR})
 # Whoever looks at other people's facts is recorded, too, when only reading.
-STAFF_ROLES = frozenset({Role.ENGINEER, Role.CASHIER, Role.AUDITOR})
+STAFF_ROLES = frozenset({Role.ENGINEER, Role.CASHIER, Role.AUDITOR, Role.READER})
+# The gate lets them only read.
+READING_ROLES = frozenset({Role.AUDITOR, Role.READER})
 
 
 class BadScope(VendingError):

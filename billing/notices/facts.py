@@ -291,12 +291,22 @@ class CouponRefused(Facts):
     reason: CouponReason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentRefunded(Facts):
+    """Money paid online goes back to its payer; `taken_back_minor` had been credited for it and is credited no more."""
+
+    kind: ClassVar[NoticeKind] = NoticeKind.PAYMENT_REFUNDED
+    amount_minor: int
+    order: str
+    taken_back_minor: int | None = None
+
+
 FACTS: Mapping[NoticeKind, type[Facts]] = {
     each.kind: each
     for each in (
         Low, Exhausted, Cut, Limited, Restored, Recharged, Forecast, StatementReady, Tamper, Outage, RestoredPower, Otp,
         BalanceAnswer, UseAnswer, TokenResend, NoToken, WhichAccount, HelpAnswer, Stopped, Started,
-        CouponRefused,
+        CouponRefused, PaymentRefunded,
     )
 }  # fmt: skip
 

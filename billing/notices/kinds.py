@@ -46,6 +46,7 @@ class NoticeKind(StrEnum):
     STOPPED = "stopped"
     STARTED = "started"
     COUPON_REFUSED = "coupon_refused"
+    PAYMENT_REFUNDED = "payment_refunded"
 
 
 class Channel(StrEnum):

@@ -18,7 +18,14 @@ select a.id, a.number, a.shard, a.mode, a.opened_on, a.emergency_credit_minor, a
        m.id as meter_id, m.serial, m.make, m.model, m.rated_w, m.register_end_wh, i.from_at as installed_at,
        s.relay, s.relay_at, u.area, u.may_export,
        g.segments, p.ats, p.registers, l.read_at as mark_at, l.import_wh as mark_register_wh,
-       o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state
+       o.id as open_order_id, o.relay as open_order_relay, o.state as open_order_state,
+       (select jsonb_agg(jsonb_build_array(f.meter_id, (extract(epoch from f.from_at) * 1000)::bigint,
+                   (extract(epoch from f.to_at) * 1000)::bigint,
+                   (select jsonb_agg(jsonb_build_array((extract(epoch from r.from_at) * 1000)::bigint, r.register_wh,
+                                                       r.start_wh) order by r.from_at)
+                    from register_segments r where r.meter_id = f.meter_id)) order by f.from_at)
+        from installations f
+        where f.usage_point_id = a.usage_point_id and f.role = 'billing' and f.to_at is not null) as formers
 from accounts a
 join usage_points u on u.id = a.usage_point_id
 join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
@@ -107,7 +114,7 @@ from (
 where d.span = interval '30 minutes' and d.demand_w >= 0
 group by d.meter_id, d.day
 
--- points_around: the readings next to given instants of one meter, on both sides
+-- points_around: the readings next to given instants of one meter, on both sides, and the estimates that hold
 select distinct n.read_at, n.import_wh
 from unnest(%(edges)s::timestamptz[]) edge
 cross join lateral (
@@ -116,6 +123,12 @@ cross join lateral (
     union all
     (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = %(meter_id)s and r.read_at >= edge order by r.read_at limit 1)
+    union all
+    (select e.read_at, e.import_wh from held_estimates e
+     where e.meter_id = %(meter_id)s and e.read_at < edge order by e.read_at desc limit 1)
+    union all
+    (select e.read_at, e.import_wh from held_estimates e
+     where e.meter_id = %(meter_id)s and e.read_at >= edge order by e.read_at limit 1)
 ) n
 order by n.read_at
 
@@ -133,9 +146,25 @@ from journals j
 where j.account_id = %(account_id)s and j.period >= %(since)s
 group by j.period order by j.period
 
--- save_account: write an account's new checkpoint, levels and supply, tell its shard's owner and the consumer; the rest
--- of the account stays
-with saved as (
+-- post_change: append an account's journals with their legs, the ids rise in the order given; write its new checkpoint,
+-- levels and supply, tell its shard's owner and the consumer; the rest of the account stays
+with j as materialized (
+    select nextval('journals_id_seq') as id, r.*
+    from jsonb_to_recordset(%(journals)s::jsonb) as r (
+        kind text, local_day date, period date, from_wh bigint, to_wh bigint, energy_wh bigint, assessed_wh bigint,
+        edge_quality text, demand_w integer, lines jsonb, reason text, about_id bigint, correction_id bigint, legs jsonb)
+), booked as (
+    insert into journals (id, kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
+                          demand_w, lines, reason, about_id, correction_id)
+    overriding system value
+    select id, kind, %(id)s, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w, lines,
+           reason, about_id, correction_id
+    from j
+), split as (
+    insert into legs (journal_id, n, ledger, line, amount_minor)
+    select j.id, g.n, g.ledger, g.line, g.amount_minor
+    from j, jsonb_to_recordset(j.legs) as g (n smallint, ledger text, line text, amount_minor bigint)
+), saved as (
     update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_minor)s, through = %(through)s,
         before_wh = %(before_wh)s, part_start_wh = %(part_start_wh)s, closed_wh = %(closed_wh)s,
         closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
@@ -144,37 +173,27 @@ with saved as (
         exhausted_raised = %(exhausted_raised)s, exhausted_at = %(exhausted_at)s, desired = %(desired)s,
         threshold_minor = %(threshold_minor)s, version = version + 1
     where id = %(id)s
-), fed as (
-    insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
+), told as (
+    insert into notices (account_id, kind, channel, facts)
+    select %(id)s, k.kind, 'app', k.facts
+    from jsonb_to_recordset(%(notices)s::jsonb) as k (kind text, facts jsonb)
 )
-insert into notices (account_id, kind, channel, facts)
-select %(id)s, k.kind, 'app', k.facts
-from rows from (jsonb_to_recordset(%(notices)s::jsonb) as (kind text, facts jsonb)) with ordinality as k(kind, facts, n)
-order by k.n
+insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
+returning array(select id from j)
 
 -- feed_account: tell the shard's owner that an account changed
 insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
 
--- add_journals: append an account's journals with their legs; the ids rise in the order given
-with j as (
-    insert into journals (kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
-                          demand_w, lines, reason, about_id, correction_id)
-    select j.kind, %(account_id)s, j.local_day, j.period, j.from_wh, j.to_wh, j.energy_wh, j.assessed_wh,
-           j.edge_quality, j.demand_w, j.lines, j.reason, j.about_id, j.correction_id
-    from rows from (jsonb_to_recordset(%(journals)s::jsonb) as (
-             kind text, local_day date, period date, from_wh bigint, to_wh bigint, energy_wh bigint, assessed_wh bigint,
-             edge_quality text, demand_w integer, lines jsonb, reason text, about_id bigint, correction_id bigint))
-         with ordinality as j(kind, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w,
-                              lines, reason, about_id, correction_id, n)
-    order by j.n
-    returning id
-), numbered as (
-    select id, row_number() over (order by id) as n from j
+-- add_journals: append journals with their legs that are about no account; the ids rise in the order given
+with j as materialized (
+    select nextval('journals_id_seq') as id, r.*
+    from jsonb_to_recordset(%(journals)s::jsonb) as r (kind text, reason text, about_id bigint, legs jsonb)
 ), booked as (
+    insert into journals (id, kind, reason, about_id) overriding system value select id, kind, reason, about_id from j
+), split as (
     insert into legs (journal_id, n, ledger, line, amount_minor)
-    select numbered.id, g.n, g.ledger, g.line, g.amount_minor
-    from jsonb_to_recordset(%(legs)s::jsonb) as g(journal bigint, n smallint, ledger text, line text, amount_minor bigint)
-    join numbered on numbered.n = g.journal
+    select j.id, g.n, g.ledger, g.line, g.amount_minor
+    from j, jsonb_to_recordset(j.legs) as g (n smallint, ledger text, line text, amount_minor bigint)
 )
 select id from j
 

@@ -1,6 +1,6 @@
 -- api_keys_called: interface keys by id or by certificate, each with its vendor and the limits in force
 select k.key_id, k.sha256, k.sealed, k.role, k.scopes, k.terminal, k.certificate_sha256,
-       k.active, k.ends_at, k.vendor_id, v.name as vendor_name, v.active as vendor_active, k.account_id,
+       k.active, k.ends_at, k.vendor_id, v.name as vendor_name, v.active as vendor_active, k.account_id, k.area,
        whole.requests_per_s, whole.burst, whole.vends_per_day, whole.amount_per_day,
        one.requests_per_s as terminal_requests_per_s, one.burst as terminal_burst,
        one.vends_per_day as terminal_vends_per_day, one.amount_per_day as terminal_amount_per_day
@@ -18,15 +18,16 @@ where k.key_id = any(%(key_ids)s) or (k.active and k.certificate_sha256 = any(%(
 select version from api_access_version
 
 -- add_signing_key: a new interface key, by the digest of its secret and the sealed secret
-insert into api_keys (key_id, sha256, sealed, role, scopes, vendor_id, account_id, terminal, label, issued_by, replaces)
+insert into api_keys (key_id, sha256, sealed, role, scopes, vendor_id, account_id, terminal, label, issued_by, replaces,
+                      area)
 values (%(key_id)s, %(sha256)s, %(sealed)s, %(role)s, %(scopes)s, %(vendor_id)s, %(account_id)s, %(terminal)s,
-        %(label)s, %(issued_by)s, %(replaces)s)
+        %(label)s, %(issued_by)s, %(replaces)s, %(area)s)
 
 -- newest_sealed_key: the newest interface key that can sign, with its sealed secret
 select key_id, sealed from api_keys where sealed is not null order by created_at desc, key_id limit 1
 
 -- api_keys_listed: interface keys without their secrets, of one vendor or of all, the newest first
-select k.key_id, k.role, v.name as vendor, a.number as account, k.terminal, k.scopes, k.label, k.issued_by,
+select k.key_id, k.role, v.name as vendor, a.number as account, k.area, k.terminal, k.scopes, k.label, k.issued_by,
        k.created_at, k.replaces, k.ends_at, k.active and coalesce(k.ends_at > %(now)s, true) as active, k.sealed is not null as can_sign,
        k.certificate_sha256
 from api_keys k
@@ -36,7 +37,7 @@ where (%(vendor)s::text is null or v.name = %(vendor)s) and (%(role)s::text is n
 order by k.created_at desc, k.key_id limit %(limit)s
 
 -- lock_api_key: an interface key for a change of it, and whether the one it replaces still is; one that has ended is not there
-select k.key_id, k.role, k.vendor_id, k.account_id, k.terminal, k.scopes, k.label, k.ends_at,
+select k.key_id, k.role, k.vendor_id, k.account_id, k.area, k.terminal, k.scopes, k.label, k.ends_at,
        exists (select 1 from api_keys p where p.key_id = k.replaces and p.active and coalesce(p.ends_at > %(now)s, true))
            as beside_old
 from api_keys k where k.key_id = %(key_id)s and k.active and coalesce(k.ends_at > %(now)s, true) for update
@@ -108,3 +109,9 @@ where (%(before_id)s::bigint is null or t.id < %(before_id)s)
   and (%(since)s::timestamptz is null or t.at >= %(since)s)
   and (%(until)s::timestamptz is null or t.at < %(until)s)
 order by t.id desc limit %(limit)s
+
+-- has_other_key: whether a vendor has a key in force besides one, the one it took the place of, and the one after it
+select exists (
+    select 1 from api_keys k join api_keys own on own.key_id = %(key_id)s
+    where k.vendor_id = own.vendor_id and k.active and coalesce(k.ends_at > %(now)s, true)
+      and k.key_id <> own.key_id and k.key_id is distinct from own.replaces and k.replaces is distinct from own.key_id)

@@ -261,3 +261,12 @@ select m.serial from accounts a
 join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
 join meters m on m.id = i.meter_id
 where a.id = %(account_id)s
+
+-- coupons_to_print: coupons by serial as their slips say them, with what is stored in place of their PINs
+select c.serial, c.pin_digest, c.amount_minor, c.state, c.valid_until, b.issued_at, v.name as vendor
+from coupons c
+join coupon_batches b on b.id = c.batch_id
+left join coupon_sales s on s.id = c.sale_id
+left join coupon_licences l on l.id = c.licence_id
+left join vendors v on v.id = coalesce(s.vendor_id, l.vendor_id)
+where c.serial = any(%(serials)s)

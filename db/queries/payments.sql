@@ -138,3 +138,55 @@ select m.serial from accounts a
 join installations i on i.usage_point_id = a.usage_point_id and i.role = 'billing' and i.to_at is null
 join meters m on m.id = i.meter_id
 where a.id = %(account_id)s
+
+-- payment_exceptions: words of gateways that nobody but people can settle, the oldest first
+select e.id, e.received_at, e.outcome, e.gateway, e.event_id, e.reference, e.capture, e.amount_minor, e.refunded_minor
+from payment_events e
+where e.outcome in ('unknown_order', 'partial_refund') and e.id > %(after)s
+order by e.id limit %(most)s
+
+-- payment_orders_count: how many orders there are
+select count(*) from payments
+
+-- broken_payments: orders whose money, vend and state do not go together, and vends of online money without an order
+with found as (
+    select p.*, v.id as sold_as, v.vendor_id, v.message_id, v.funding, v.journal_id, v.state as vend_state,
+           v.amount_minor as vend_minor, v.account_id as vend_account_id, c.*
+    from payments p
+    left join vends v on v.id = p.vend_id
+    cross join lateral (
+        select count(*) filter (where c.was_credited) as credits,
+               count(*) filter (where c.state = 'credited') as standing,
+               count(*) filter (where c.state = 'refund_due') as due,
+               count(*) filter (where c.state = 'refunded') as gone,
+               max(c.amount_minor) filter (where c.was_credited) as money_minor,
+               max(c.currency) filter (where c.was_credited) as money_currency
+        from payment_captures c where c.payment_id = p.id
+    ) c
+), judged as (
+    select f.order_id,
+           case when f.credits > 1 then format('credited %%s times', f.credits)
+                when f.credits = 1 and f.journal_id is null then 'its money is credited, no vend of it is there'
+                when f.credits = 0 and f.journal_id is not null then 'its vend is there, no money is credited'
+                when f.sold_as is not null
+                     and (f.vendor_id, f.message_id, f.funding) is distinct from (s.id, f.order_id, 'online') then
+                    format('its vend is under message %%s', f.message_id)
+                when f.credits = 1 and (f.vend_minor, f.vend_account_id, f.money_minor, f.money_currency)
+                     is distinct from (f.amount_minor, f.account_id, f.amount_minor, f.currency) then
+                    format('of %%s minor, paid %%s, credited %%s', f.amount_minor, f.money_minor, f.vend_minor)
+                when f.standing > 0 and f.vend_state = 'reversed' then 'its money is kept, its vend was taken back'
+                when f.credits > f.standing and f.vend_state <> 'reversed' then
+                    'its money has gone back or is due to, its vend stands'
+                when (f.state in ('credited', 'refund_due', 'refunded') or f.standing + f.due + f.gone > 0)
+                     and f.state is distinct from case when f.due > 0 then 'refund_due' when f.standing > 0 then 'credited'
+                                                       when f.gone > 0 then 'refunded' end then
+                    format('is %%s, of its money %%s stand, %%s are due back, %%s went back', f.state, f.standing, f.due,
+                           f.gone)
+           end as broken
+    from found f left join vendors s on s.system = 'online'
+)
+select order_id, broken from judged where broken is not null
+union all
+select v.message_id, 'its vend is of no order' from vends v join vendors s on s.id = v.vendor_id
+where s.system = 'online' and v.journal_id is not null and not exists (select 1 from payments p where p.vend_id = v.id)
+order by 1

@@ -10,13 +10,13 @@ from (
     from vending_acts a where a.vendor_id = %(vendor_id)s and a.message_id = %(message_id)s
 ) s
 cross join (
-    select count(*)::integer as prints, min(printed_at) as first_at, max(printed_at) as last_at
+    select coalesce(max(number), 0) as prints, min(printed_at) as first_at, max(printed_at) as last_at
     from receipt_prints where vendor_id = %(vendor_id)s and message_id = %(message_id)s
 ) p
 
 -- add_print: one more print of a slip; its message id is locked
 insert into receipt_prints (vendor_id, message_id, number, printed_at, key_id, form, language)
-select %(vendor_id)s, %(message_id)s, coalesce(max(number), 0) + 1, greatest(%(at)s, max(printed_at)), %(key_id)s,
+select %(vendor_id)s, %(message_id)s, greatest(coalesce(max(number), 0) + 1, %(least)s), greatest(%(at)s, max(printed_at)), %(key_id)s,
        %(form)s, %(language)s
 from receipt_prints where vendor_id = %(vendor_id)s and message_id = %(message_id)s
 returning number, printed_at

@@ -20,53 +20,98 @@ left join installations i on i.meter_id = m.id and i.role = 'billing' and i.to_a
 left join accounts a on a.usage_point_id = i.usage_point_id
 where m.serial = %(meter)s or m.drn = %(meter)s
 
--- begin_sale: wait for a vendor's message id and the meter's account, then what is known of both; see the function
-select * from begin_sale(%(vendor_id)s::bigint, %(message_id)s::text, %(meter)s::text)
-
--- sale_terms: the rules in force for an account on a local day, its earlier arrears, and its meter's record
-select s.category, p.document, a.absent_until,
-       (select coalesce(sum(d.outstanding_minor), 0)::bigint from account_dues d
-        where d.account_id = a.id and d.ledger = 'arrears') as arrears_minor,
-       r.*
-from accounts a
-left join lateral (
-    select s.category from assignments s where s.account_id = a.id and s.replaced_by is null
-    order by greatest(s.from_day, %(day)s::date), s.from_day desc limit 1
-) s on true
-left join lateral (
-    select r.document from prepayment_rules r where r.from_day <= %(day)s::date order by r.from_day desc limit 1
-) p on true
-left join lateral (
-    select * from known_records k where k.meter_id = %(meter_id)s and k.state in ('pending', 'active')
-    order by k.version desc limit 1
-) r on true
-where a.id = %(account_id)s
+-- start_sale: wait for a vendor's message id and the meter's account unless it is a trial, then what is known of both and
+-- the rules and record to sell by; see the function
+select s.id, s.state, s.request_sha256, s.status, s.answer, s.account_id, s.journal_id, s.amount_minor, s.funding,
+       s.token_id, s.is_act, s.confirmed_early, s.new_id, s.meter_id, s.serial, s.drn, s.make, s.model,
+       s.billed_account_id, s.anchor_at, s.float_minor, s.float_limit_minor, s.float_entries, s.category, s.document,
+       s.absent_until, s.arrears_minor,
+       (s.record).id as record_id, (s.record).version as record_version, (s.record).state as record_state,
+       (s.record).engine as record_engine, (s.record).capabilities as record_capabilities, (s.record).ea as record_ea,
+       (s.record).tct as record_tct, (s.record).dkga as record_dkga, (s.record).sgc as record_sgc,
+       (s.record).key_type as record_key_type, (s.record).krn as record_krn,
+       (s.record).tariff_index as record_tariff_index, (s.record).ken as record_ken,
+       (s.record).base_year as record_base_year, (s.record).key_change_tokens as record_key_change_tokens,
+       (s.record).day_price_minor as record_day_price_minor, (s.record).last_tid as record_last_tid,
+       (s.record).written_at as record_written_at, (s.record).written_by as record_written_by,
+       (s.record).reason as record_reason, (s.record).settled_by as record_settled_by,
+       (s.record).valid_from as record_valid_from, (s.record).valid_to as record_valid_to
+from start_sale(%(vendor_id)s::bigint, %(message_id)s::text, %(meter)s::text, %(day)s::date, %(locking)s::boolean) s
 
 -- take_tid: remember a meter's latest token id of an era; it only rises, a null is refused by the table
 insert into last_tids (meter_id, era, last_tid) values (%(meter_id)s, %(era)s, %(tid)s)
 on conflict (meter_id, era) do update
 set last_tid = case when last_tids.last_tid < excluded.last_tid then excluded.last_tid end
 
--- add_sale: a vend with its journal, its token, and the token's id as its meter's last, which only rises
-with next as (select nextval(pg_get_serial_sequence('vends', 'id')) as id),
-sold as (
+-- post_sale: what `post_change` writes of a recharge; with it the vend under its first journal, the token, its id as its
+-- meter's last, which only rises, the request in the audit trail where it has an act, and what the vendor's float gives
+-- where it has one, unless that brings it below its limit
+with j as materialized (
+    select nextval('journals_id_seq') as id, r.*
+    from jsonb_to_recordset(%(journals)s::jsonb) as r (
+        kind text, local_day date, period date, from_wh bigint, to_wh bigint, energy_wh bigint, assessed_wh bigint,
+        edge_quality text, demand_w integer, lines jsonb, reason text, about_id bigint, correction_id bigint, legs jsonb)
+), booked as (
+    insert into journals (id, kind, account_id, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality,
+                          demand_w, lines, reason, about_id, correction_id)
+    overriding system value
+    select id, kind, %(id)s, local_day, period, from_wh, to_wh, energy_wh, assessed_wh, edge_quality, demand_w, lines,
+           reason, about_id, correction_id
+    from j
+), split as (
+    insert into legs (journal_id, n, ledger, line, amount_minor)
+    select j.id, g.n, g.ledger, g.line, g.amount_minor
+    from j, jsonb_to_recordset(j.legs) as g (n smallint, ledger text, line text, amount_minor bigint)
+), saved as (
+    update accounts set posted_minor = %(posted_minor)s, charged_minor = %(charged_minor)s, through = %(through)s,
+        before_wh = %(before_wh)s, part_start_wh = %(part_start_wh)s, closed_wh = %(closed_wh)s,
+        closed_zones = %(closed_zones)s, demand_w = %(demand_w)s, anchor_at = %(anchor_at)s, anchor_wh = %(anchor_wh)s,
+        anchor_zones = %(anchor_zones)s,
+        low_arm = %(low_arm)s, low_raised = %(low_raised)s, exhausted_arm = %(exhausted_arm)s,
+        exhausted_raised = %(exhausted_raised)s, exhausted_at = %(exhausted_at)s, desired = %(desired)s,
+        threshold_minor = %(threshold_minor)s, version = version + 1
+    where id = %(id)s
+), fed as (
+    insert into change_feed (shard, account_id, version) values (%(shard)s, %(id)s, %(version)s)
+), told as (
+    insert into notices (account_id, kind, channel, facts)
+    select %(id)s, k.kind, 'app', k.facts
+    from jsonb_to_recordset(%(notices)s::jsonb) as k (kind text, facts jsonb)
+), sold as (
     insert into vends (id, vendor_id, message_id, request_sha256, account_id, amount_minor, journal_id, status, answer,
                        state, funding, tender, terminal, operator, reason)
     overriding system value
-    select next.id, %(vendor_id)s, %(message_id)s, %(request_sha256)s, %(account_id)s, %(amount_minor)s,
-           %(journal_id)s, %(status)s, %(answer)s::jsonb || jsonb_build_object('receipt_number', next.id::text),
-           %(state)s, %(funding)s, %(tender)s, %(terminal)s, %(operator)s, %(reason)s
-    from next
+    values (%(vend_id)s, %(vendor_id)s, %(message_id)s, %(request_sha256)s, %(account_id)s, %(amount_minor)s,
+            (select min(id) from j), %(status)s, %(answer)s, %(state)s, %(funding)s, %(tender)s, %(terminal)s,
+            %(operator)s, %(reason)s)
 ), taken as (
     insert into last_tids (meter_id, era, last_tid) values (%(token_meter_id)s, %(token_era)s, %(token_tid)s)
     on conflict (meter_id, era) do update
     set last_tid = case when last_tids.last_tid < excluded.last_tid then excluded.last_tid end
+), acted as (
+    insert into audit_trail (actor, role, key_id, vendor_id, terminal, operator, act, subject, reference, outcome,
+                             status, request_digest)
+    select %(act_actor)s, %(act_role)s, %(act_key_id)s, %(act_vendor_id)s, %(act_terminal)s, %(act_operator)s,
+           %(act_act)s, %(act_subject)s, %(act_reference)s, %(act_outcome)s, %(act_status)s, %(act_request_digest)s
+    where %(act_act)s::text is not null
+), moved as (
+    update vendor_floats
+    set balance_minor = balance_minor - %(amount_minor)s, entries = entries + 1,
+        booked_at = greatest(booked_at, clock_timestamp())
+    where vendor_id = %(float_vendor_id)s
+      and (limit_minor is null or balance_minor - %(amount_minor)s >= -limit_minor)
+    returning vendor_id, entries, balance_minor, limit_minor, booked_at
+), entered as (
+    insert into float_entries (vendor_id, n, journal_id, kind, amount_minor, balance_minor, limit_minor, terminal,
+                               operator, tender, booked_at)
+    select vendor_id, entries, (select min(id) from j), 'vend', -%(amount_minor)s, balance_minor, limit_minor,
+           %(terminal)s::text, %(operator)s::text, %(tender)s::text, booked_at
+    from moved
 )
 insert into tokens (vend_id, meter_id, record_id, engine, kind, era, tid, digits, subclass)
-select next.id, %(token_meter_id)s, %(token_record_id)s, %(token_engine)s, 'credit', %(token_era)s, %(token_tid)s,
-       %(token_digits)s, %(token_subclass)s
-from next
-returning vend_id, id
+values (%(vend_id)s, %(token_meter_id)s, %(token_record_id)s, %(token_engine)s, 'credit', %(token_era)s, %(token_tid)s,
+        %(token_digits)s, %(token_subclass)s)
+returning array(select id from j), id, exists (select from moved)
 
 -- add_vend: a refusal, or a vend that was taken back before it came: the answer to a message id for ever
 insert into vends (vendor_id, message_id, request_sha256, account_id, amount_minor, journal_id, status, answer, state,

@@ -96,3 +96,27 @@ def test_office_prints_licenses_takes_logs_and_counts(office: CouponOffice, tmp_
     assert "hill-3 of Station 17: closed" in office.run("coupons", "licences").stdout
     (check,) = [each for each in office.ask("audit")["checks"] if each["id"] == "coupons"]
     assert (check["checked"], check["broken"]) == (10, 0)
+
+
+def test_slips_of_a_batch_come_from_its_print_file_for_what_is_redeemable(office: CouponOffice, tmp_path: Path) -> None:
+    """One slip a coupon with its PIN, none of a void one, none from a file with other PINs; the file is the owner's."""
+    csv, slips = tmp_path / "coupons.csv", tmp_path / "slips.txt"
+    office.run("coupons", "issue", "500", "3", "--reference", "PO-9", "--by", "A. Kaur", "--out", str(csv))
+    head, *rows = csv.read_text().splitlines()
+    office.run("coupons", "void", rows[1].split(",")[0], *WHY)
+    told = office.ask("coupons", "print", str(csv), "--out", str(slips), "--lang", "pa")
+    assert (told["slips"], told["left_out"]) == (2, 1)
+    assert slips.stat().st_mode & 0o777 == 0o600
+    printed = slips.read_text()
+    for row, is_there in zip(rows, (True, False, True), strict=True):
+        serial, pin, _ = row.split(",")
+        assert ("  ".join(pin.split()) in printed) is is_there
+        assert (read_serial(serial) in printed) is is_there
+    assert "ਤਿੰਨ ਮਹੀਨੇ" in printed
+    swapped = tmp_path / "swapped.csv"
+    pins = [row.split(",")[1] for row in rows]
+    swapped.write_text("\n".join([head, f"{rows[0].split(',')[0]},{pins[2]},500.00"]) + "\n")
+    refused = office.run("coupons", "print", str(swapped), "--out", str(tmp_path / "no.txt"), status=2).stderr
+    assert "expected coupons of this installation with their PINs" in refused
+    assert pins[2] not in refused
+    assert not (tmp_path / "no.txt").exists()

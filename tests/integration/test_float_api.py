@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import csv
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from billing.calendar import from_ms
 from db.vendors import set_limit
 from tests.integration.vending_shop import CALENDAR, MASTER, Shop, open_shop
+from vending.edges.key_desk import give_key, rotate_key
 from vending.edges.keys import issue_api_key
 from vending.roles import Role
 
@@ -163,5 +166,26 @@ def test_day_of_a_station_from_start_to_statement(database_url: str) -> None:
             rows = list(csv.DictReader((await shop.get(f"{query}&format=csv")).text.splitlines()))
             assert [row["balance"] for row in rows] == ["0.00", "-100.50", "-201.00", "-301.50", "-301.50"]
             assert {row["account"] for row in rows[1:-1]} == {shop.home.number}
+
+    asyncio.run(story())
+
+
+def test_shop_of_one_key_counts_its_own_day_until_it_has_a_second_one(database_url: str) -> None:
+    """A vendor's only key ends its batches, through a rotation too; with another key in force a supervisor has to."""
+
+    async def story() -> None:
+        async with open_shop(database_url) as shop:
+            # Station 18 has one key and nobody to supervise.
+            started = await post(shop, "/v1/batches/bank/start", {"by": "Meena"}, "other_vendor")
+            assert (started.status_code, started.json()["started_by"]) == (200, "Meena")
+            old, noon = shop.keys["other_vendor"].key_id, from_ms(shop.clock())
+            shop.keys["new"] = await rotate_key(shop.conn, MASTER, old, overlap=timedelta(hours=1), by="x", now=noon)
+            for who in ("other_vendor", "new"):
+                ended = await post(shop, "/v1/batches/bank/1/end", {"by": "Meena"}, who)
+                assert (ended.status_code, ended.json()["state"]) == (200, "ended")
+            shop.keys["till"] = await give_key(shop.conn, MASTER, Role.VENDOR, vendor="Station 18", by="x")
+            await staffed(shop)
+            for who in ("new", "till", "vendor", "cashier"):
+                assert code(await post(shop, "/v1/batches/bank/2/end", {}, who)) == (403, "not_allowed"), who
 
     asyncio.run(story())

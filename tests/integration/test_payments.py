@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
 from db.audit import run_checks
+from tests.commands import run_command, settings_for
 from tests.integration.payment_shop import LINK_SECRET, WEBHOOKS, Street, open_street
 from tests.integration.vending_shop import CALENDAR, CONSUMER
 from vending.recharge_links import make_link
@@ -271,3 +274,52 @@ def test_token_used_at_its_meter_counts_as_delivered(database_url: str) -> None:
             assert len(told["attempts"]) == 2
 
     asyncio.run(story())
+
+
+def test_consumer_is_told_once_of_money_that_goes_back(database_url: str) -> None:
+    """Sent back unsold, asked for by an engineer, or sent back at the gateway: one notice each, however often heard."""
+
+    async def story() -> None:
+        async with open_street(database_url) as street:
+            wrong, asked, at_gateway = [await street.order() for _ in range(3)]
+            street.pay(wrong, 49_999)
+            street.pay(asked)
+            money = street.pay(at_gateway)
+            await street.deliver_all()
+            refund = {"json": {"reason": "asked for"}, "headers": street.shop.headers("engineer")}
+            for _ in range(2):
+                await street.shop.http.post(f"/v1/payments/{asked}/refund", **refund)
+            street.sandbox.refund(money)
+            await street.ask_all(days=2)
+            await street.deliver_all()
+            rows = await street.shop.conn.execute(
+                "select facts ->> 'order', facts ->> 'amount_minor', facts ->> 'taken_back_minor' from notices"
+                " where kind = 'payment_refunded' order by id"
+            )
+            told = await rows.fetchall()
+            assert sorted(told) == sorted(
+                [(wrong, "49999", None), (asked, "50000", "50000"), (at_gateway, "50000", "50000")]
+            )
+            await audited(street)
+
+    asyncio.run(story())
+
+
+def test_words_for_people_are_listed_by_a_command(database_url: str, tmp_path: Path) -> None:
+    """A refund in part changes nothing, and an operator sees it with the ids that its gateway knows it by."""
+
+    async def story() -> tuple[str, str]:
+        async with open_street(database_url) as street:
+            order_id = await street.order()
+            money = street.pay(order_id)
+            await street.deliver_all()
+            street.sandbox.refund(money, 20_000)
+            assert await street.deliver_all() == ["partial_refund"]
+            assert (await street.sums()).for_people == 1
+            return order_id, money
+
+    order_id, money = asyncio.run(story())
+    listed = run_command("payments", "exceptions", environment=settings_for(database_url, tmp_path)).stdout
+    assert f"partial_refund razorpay: order {order_id}, payment {money}, Rs 500.00, Rs 200.00 of it gone back" in listed
+    told = run_command("payments", "totals", "--json", environment=settings_for(database_url, tmp_path)).stdout
+    assert json.loads(told)["for_people"] == 1

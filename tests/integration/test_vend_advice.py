@@ -117,14 +117,24 @@ def test_last_response_and_reprints_give_stored_answers(database_url: str) -> No
             assert (await shop.get("/v1/last-response?terminal=T2")).json()["error"]["code"] == "amount_below_minimum"
             assert (await shop.get("/v1/last-response")).json() == last.json()
             assert (await shop.get("/v1/last-response", "other_vendor")).status_code == 404
-            number = first.json()["receipt_number"]
+            number, copies = first.json()["receipt_number"], []
             for body, expected in (
                 ({"message_id": "T-1"}, first),
                 ({"receipt_number": number}, first),
                 ({"meter": shop.home.serial}, last),
             ):
-                assert (await _reprint(shop, body)).json() == expected.json()
+                copy = await _reprint(shop, body)
+                assert copy.content == expected.content
+                copies.append((copy.json()["message_id"], copy.headers["x-prepaid-duplicate"]))
                 assert (await _reprint(shop, body, "other_vendor")).json()["error"]["code"] == "unknown_vend"
+            # The station printed the original itself; what the receipt desk prints is counted with it.
+            assert copies == [("T-1", "1"), ("T-1", "2"), ("T-3", "1")]
+            slip = await shop.http.post(
+                "/v1/reprints?format=text", json={"message_id": "T-1"}, headers=shop.headers("vendor")
+            )
+            assert "DUPLICATE 3" in slip.text
+            assert "DUPLICATE 4" in (await shop.get("/v1/vends/T-1/receipt?format=text")).text
+            assert (await shop.get("/v1/vends/T-1/receipt")).json()["printed"]["prints"] == 5
             assert (await _reprint(shop, {"meter": "X", "message_id": "T-1"})).status_code == 400
             assert (first.json()["terminal"], first.json()["operator"]) == ("T1", "Anu")
 

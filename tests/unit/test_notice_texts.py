@@ -29,6 +29,7 @@ from billing.notices import (
     NoToken,
     Otp,
     Outage,
+    PaymentRefunded,
     Recharged,
     Restored,
     RestoredPower,
@@ -101,6 +102,9 @@ GREATEST: dict[NoticeKind, Facts] = {
         Stopped(),
         Started(),
         CouponRefused(reason=CouponReason.COUPON_LAPSED),
+        PaymentRefunded(
+            amount_minor=MOST_MINOR, order="P0123456789abcdef0123456789abcdef", taken_back_minor=MOST_MINOR
+        ),
     )
 }
 EVERY = [(kind, language, channel) for kind in NoticeKind for language in Language for channel in Channel]

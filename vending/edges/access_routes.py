@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from billing.calendar import from_ms
 from db.api_access import TrailQuestion, TrailRow, read_trail
-from vending.edges.auth import Caller, VendorCaller, require_scope
+from vending.edges.auth import Caller, ReaderCaller, VendorCaller, require_scope
 from vending.edges.errors import BadInstant
 from vending.edges.refusals import refusals
 from vending.edges.routes import CallerOf, answer, state_of
@@ -59,6 +59,7 @@ class CallerAnswer(BaseModel):
     vendor: str | None = None
     active: bool | None = None
     terminal: str | None = None
+    area: str | None = Field(default=None, description="the one area that a reader sees")
     day_limits: list[DayLimitAnswer] = Field(default_factory=list)
     at: str = Field(description="our clock, which a signature's time is compared with")
 
@@ -153,6 +154,8 @@ def caller_to_api(caller: Caller, now_ms: int) -> dict[str, object]:
                 for limit in caller.day_limits
             ],
         }
+    elif isinstance(caller, ReaderCaller):
+        own = {"area": caller.area}
     return {
         "key_id": caller.key_id,
         "role": caller.role.value,

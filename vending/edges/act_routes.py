@@ -20,7 +20,6 @@ from vending.edges.act_models import (
     FaultAnswer,
     FaultBody,
     FaultsAnswer,
-    IssueBody,
     KeyChangeAnswer,
     KeyChangeBody,
     KeyConfirmedAnswer,
@@ -38,13 +37,12 @@ from vending.edges.acts import (
 from vending.edges.advice_routes import AfterQuery
 from vending.edges.auth import Caller, EngineerCaller, VendorCaller, require_engineer, require_scope, require_vendor
 from vending.edges.errors import NotAllowed
-from vending.edges.models import VendAnswer
-from vending.edges.refusals import METER_CODES, SALE_CODES, refusals
+from vending.edges.refusals import METER_CODES, refusals
 from vending.edges.routes import CallerOf, MeterPath, answer, seller_of, state_of
-from vending.edges.store import Seller, sell, system_seller
+from vending.edges.store import Seller, system_seller
 from vending.roles import Scope
 from vending.sts.tokens import DISPLAY_TESTS_MAX, DisplayTest, display_test_control, encode_token
-from vending.vends import Funding, Release, read_order
+from vending.vends import Funding
 
 _log = structlog.get_logger(__name__)
 act_router = APIRouter()
@@ -53,32 +51,6 @@ FAULTS_SHOWN = 100
 _MAKER_DIGITS = 2
 _RECORD_CODES = ("record_conflict", "record_refused", "message_id_reused")
 _ACT_CODES = (*METER_CODES, "message_id_reused", "module_refused", "risk_limit", "meter_not_capable")
-
-
-@act_router.post(
-    "/v1/issues",
-    summary="Issue a free or subsidised recharge",
-    response_model=VendAnswer,
-    responses=refusals(*SALE_CODES, "message_id_reused"),
-)
-async def post_issue(body: IssueBody, request: Request, caller: CallerOf) -> Response:
-    """Recharge an account at the utility's cost or the government's; a vend of the utility's own, with its reason."""
-    engineer = require_engineer(caller, Scope.ISSUE)
-    state = state_of(request)
-    order = read_order(
-        message_id=body.message_id,
-        meter=body.meter,
-        amount=body.amount,
-        units=body.units,
-        tender=None,
-        release=Release(body.release),
-        reason=body.reason,
-    )
-    async with state.pool.connection() as conn:
-        seller = await _utility(conn, engineer, Funding(body.kind))
-        answered = await sell(conn, state.desk, seller, order)
-    _log.info("recharge_issued", funding=body.kind, outcome=answered.outcome, meter=body.meter, key_id=engineer.key_id)
-    return answer(answered.stored.answer, status=answered.stored.status)
 
 
 @act_router.post(
@@ -98,10 +70,10 @@ async def post_key_change(serial: MeterPath, body: KeyChangeBody, request: Reque
     if changes and not isinstance(caller, EngineerCaller):
         raise NotAllowed(f"key {caller.key_id}: expected an engineer's to say to which key, got one of a vendor")
     state = state_of(request)
-    asked = Asked(message_id=body.message_id, meter=serial, what={"changes": changes}, by=_who(caller))
+    asked = Asked(message_id=body.message_id, meter=serial, what={"changes": changes}, by=who_asks(caller))
     reason = body.reason or "asked for by a station"
     async with state.pool.connection() as conn:
-        seller = await _asking(conn, caller, body.terminal, body.operator)
+        seller = await asking_seller(conn, caller, body.terminal, body.operator)
         given = await move_to_key(conn, state.desk, seller, asked, changes=changes, reason=reason)
     _log.info("key_change_given", meter=serial, key_id=caller.key_id)
     return answer(given.answer, status=given.status)
@@ -118,7 +90,7 @@ async def post_key_confirm(serial: MeterPath, request: Request, caller: CallerOf
     require_scope(caller, Scope.KEY_CHANGE)
     state = state_of(request)
     async with state.pool.connection() as conn:
-        version = await confirm_key(conn, state.desk, serial, by=_who(caller))
+        version = await confirm_key(conn, state.desk, serial, by=who_asks(caller))
     _log.info("key_change_confirmed", meter=serial, version=version, key_id=caller.key_id)
     return answer({"meter": serial, "version": version})
 
@@ -134,9 +106,9 @@ async def post_engineering(serial: MeterPath, body: EngineeringBody, request: Re
     engineer = require_engineer(caller, Scope.ENGINEERING)
     state = state_of(request)
     what = {"kind": body.kind, "value": body.value, "reason": body.reason}
-    asked = Asked(message_id=body.message_id, meter=serial, what=what, by=_who(engineer))
+    asked = Asked(message_id=body.message_id, meter=serial, what=what, by=who_asks(engineer))
     async with state.pool.connection() as conn:
-        seller = await _asking(conn, engineer, None, None)
+        seller = await asking_seller(conn, engineer, None, None)
         given = await engineering_token(
             conn, state.desk, seller, asked, kind=body.kind, value=body.value, reason=body.reason
         )
@@ -155,9 +127,7 @@ async def get_test_token(
 ) -> Response:
     """Return the token of class 1 that starts a test or display in every meter of every maker; it needs no key."""
     require_scope(caller, Scope.VERIFY)
-    control = display_test_control(test, maker_digits=_MAKER_DIGITS)
-    token = encode_token(DisplayTest(maker_digits=_MAKER_DIGITS, maker_code=0, control=control), None)
-    return answer({"test": test, **grouped(token.digits)})
+    return answer({"test": test, **grouped(test_token_digits(test))})
 
 
 @act_router.post(
@@ -171,7 +141,7 @@ async def post_fault(body: FaultBody, request: Request, caller: CallerOf) -> Res
     vendor = require_vendor(caller)
     state = state_of(request)
     what = {"what": body.what, "note": body.note, "phone": body.phone}
-    asked = Asked(message_id=body.message_id, meter=body.meter, what=what, by=_who(vendor))
+    asked = Asked(message_id=body.message_id, meter=body.meter, what=what, by=who_asks(vendor))
     async with state.pool.connection() as conn:
         seller = seller_of(vendor, body.terminal, body.operator)
         stored = await report_fault(conn, state.desk, seller, asked, what=body.what, note=body.note, phone=body.phone)
@@ -217,18 +187,25 @@ async def post_close_fault(
     engineer = require_engineer(caller, Scope.CHANGE_ACCOUNTS)
     state = state_of(request)
     async with state.pool.connection() as conn:
-        await close_fault(conn, state.desk, number, by=_who(engineer), outcome=body.outcome)
+        await close_fault(conn, state.desk, number, by=who_asks(engineer), outcome=body.outcome)
     return answer({"fault_number": str(number), "closed": True})
 
 
-async def _asking(conn: AsyncConnection, caller: Caller, terminal: str | None, operator: str | None) -> Seller:
+def test_token_digits(test: int) -> str:
+    """Return the token of class 1 that starts a test or display in every meter; 0 is all tests."""
+    control = display_test_control(test, maker_digits=_MAKER_DIGITS)
+    return encode_token(DisplayTest(maker_digits=_MAKER_DIGITS, maker_code=0, control=control), None).digits
+
+
+async def asking_seller(conn: AsyncConnection, caller: Caller, terminal: str | None, operator: str | None) -> Seller:
     """Return under whose message ids a caller asks: the vendor's own, or the utility's."""
     if isinstance(caller, VendorCaller):
         return seller_of(caller, terminal, operator)
-    return await _utility(conn, caller, Funding.FREE_ISSUE)
+    return await utility_seller(conn, caller, Funding.FREE_ISSUE)
 
 
-async def _utility(conn: AsyncConnection, caller: Caller, funding: Funding) -> Seller:
+async def utility_seller(conn: AsyncConnection, caller: Caller, funding: Funding) -> Seller:
+    """Return the utility's own seller, with the key of the person who asks as its operator."""
     seller = await system_seller(conn, funding)
     return Seller(
         vendor_id=seller.vendor_id,
@@ -240,5 +217,6 @@ async def _utility(conn: AsyncConnection, caller: Caller, funding: Funding) -> S
     )
 
 
-def _who(caller: Caller) -> str:
+def who_asks(caller: Caller) -> str:
+    """Return who asks, as it is kept beside what was done."""
     return f"vendor {caller.name}, key {caller.key_id}" if isinstance(caller, VendorCaller) else f"key {caller.key_id}"

@@ -15,6 +15,7 @@ from billing.calendar import from_ms
 from billing.money import format_minor
 from db.money_events import Instruction, reverse
 from db.vend_states import (
+    NEVER_CONFIRMED,
     OpenVend,
     VendMove,
     is_delivered,
@@ -30,7 +31,14 @@ from db.vends import NewVend, StoredVend, add_vend, find_message, lock_message
 from vending.advice import Advice, AdviceRefusal, advised, decided
 from vending.edges.audit_trail import Act
 from vending.edges.desk import Answered, Desk, Seller, one_meter
-from vending.edges.errors import AdviceContradicts, MessageOfAnother, RequestDeclined, VendReleased, VendUnknown
+from vending.edges.errors import (
+    AdviceContradicts,
+    MessageOfAnother,
+    RequestDeclined,
+    VendNeverConfirmed,
+    VendReleased,
+    VendUnknown,
+)
 from vending.edges.store import answered_again, stored_vend, taken_back
 from vending.vends import Declined, Funding, VendState, read_meter
 
@@ -56,7 +64,7 @@ async def advise(
     """Take a station's advice about one of its vends; the same advice again is answered the same.
 
     One about a vend that has not come yet is kept: a reversal stands in its place, a confirmation waits for it.
-    Raises: AdviceContradicts, VendReleased; MessageOfAnother where the id is no vend's.
+    Raises: AdviceContradicts, VendNeverConfirmed, VendReleased; MessageOfAnother where the id is no vend's.
     """
     for _ in range(_TRIES_MAX):
         async with conn.transaction():
@@ -67,6 +75,8 @@ async def advise(
             if use.vend is None:
                 advised_so = await _advised_early(conn, desk, seller, message_id, advice, by=by)
             else:
+                if advice is Advice.CONFIRM:
+                    await _require_in_time(conn, message_id, use.vend)
                 delivered = await is_delivered(conn, use.vend.id)
                 after = advised(VendState(use.vend.state), advice, delivered=delivered)
                 moved = await _moved(conn, desk, use.vend, _granted(message_id, use.vend, advice, after), by, reason)
@@ -200,6 +210,18 @@ async def _written(conn: AsyncConnection, seller: Seller, advice: Advice, advise
         outcome = f"{advice.value}: {advised_so.state}"
         await seller.act.write(conn, outcome=outcome, status=200, reference=advised_so.message_id)
     return advised_so
+
+
+async def _require_in_time(conn: AsyncConnection, message_id: str, vend: StoredVend) -> None:
+    """Raises: VendNeverConfirmed for a held vend that was taken back since no confirmation came."""
+    if vend.state != VendState.REVERSED or vend.journal_id is None:
+        return
+    moves = await moves_of(conn, vend.id)
+    if moves and moves[-1].reason == NEVER_CONFIRMED:
+        raise VendNeverConfirmed(
+            f"message_id {message_id}, {format_minor(vend.amount_minor)}: expected a confirmation before"
+            f" {moves[-1].at.isoformat(timespec='seconds')}, when the vend was taken back; sell under a new id"
+        )
 
 
 def _granted(message_id: str, vend: StoredVend, advice: Advice, after: VendState | AdviceRefusal) -> VendState:

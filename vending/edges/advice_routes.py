@@ -1,4 +1,4 @@
-"""The routes of what comes before and after a sale: trials, advices, last responses, reprints, decisions, errors.
+"""The routes of what comes before and after a sale: trials, advices, last responses, decisions, errors.
 
 Stage: between HTTP and the desk of advices. Never: a transaction of its own, or an answer other than the desk's.
 """
@@ -17,7 +17,6 @@ from vending.edges.act_models import (
     CatalogueAnswer,
     DecisionBody,
     OpenVendsAnswer,
-    ReprintBody,
     StateAnswer,
 )
 from vending.edges.advice import (
@@ -27,12 +26,11 @@ from vending.edges.advice import (
     decide,
     last_response,
     open_vends,
-    reprint_of,
     state_of_vend,
 )
 from vending.edges.auth import require_engineer, require_scope, require_vendor
 from vending.edges.models import VendAnswer, VendBody
-from vending.edges.refusals import METER_CODES, SALE_CODES, refusals
+from vending.edges.refusals import SALE_CODES, refusals
 from vending.edges.routes import CallerOf, MessagePath, answer, order_of, seller_of, state_of
 from vending.edges.store import trial
 from vending.errors_catalogue import CATALOGUE
@@ -66,7 +64,7 @@ async def post_trial(body: VendBody, request: Request, caller: CallerOf) -> Resp
     "/v1/vends/{message_id}/confirm",
     summary="Confirm a sale",
     response_model=AdviceAnswer,
-    responses=refusals(*_ADVICE_CODES),
+    responses=refusals(*_ADVICE_CODES, "never_confirmed"),
 )
 async def post_confirm(message_id: MessagePath, body: AdviceBody, request: Request, caller: CallerOf) -> Response:
     """Say that the consumer has paid and, of a token held back, let it out. Send it until it is answered."""
@@ -136,26 +134,6 @@ async def get_last_response(
     vendor = require_vendor(caller, Scope.READ_OWN)
     async with state_of(request).pool.connection() as conn:
         answered = await last_response(conn, seller_of(vendor, terminal))
-    return answer(answered.stored.answer, status=answered.stored.status)
-
-
-@advice_router.post(
-    "/v1/reprints",
-    summary="Find a sale to print it again",
-    response_model=VendAnswer,
-    responses=refusals(*SALE_CODES, *METER_CODES, "unknown_vend"),
-)
-async def post_reprint(body: ReprintBody, request: Request, caller: CallerOf) -> Response:
-    """Return the stored answer by message id, by receipt number, or of this vendor's last sale to a meter."""
-    vendor = require_vendor(caller, Scope.READ_OWN)
-    async with state_of(request).pool.connection() as conn:
-        answered = await reprint_of(
-            conn,
-            seller_of(vendor, body.terminal),
-            message_id=body.message_id,
-            receipt_number=body.receipt_number,
-            meter=body.meter,
-        )
     return answer(answered.stored.answer, status=answered.stored.status)
 
 

@@ -43,6 +43,8 @@ from vending.edges.coupon_routes import coupon_router
 from vending.edges.errors import RequestDeclined, TokenUnreadable, TooManyRequests
 from vending.edges.float_routes import float_router
 from vending.edges.gate import Gate, PlainKeys
+from vending.edges.held_vends import taking_back_held
+from vending.edges.issue_routes import issue_router
 from vending.edges.key_ring import LOOK_EVERY_MS, KeyRing
 from vending.edges.limits import Limiter
 from vending.edges.metrics import VendingMetrics
@@ -51,10 +53,11 @@ from vending.edges.payment_routes import payment_router
 from vending.edges.receipt_routes import receipt_router
 from vending.edges.recharge_page import recharge_page_router
 from vending.edges.risk_limited import RiskFigures, RiskLimitedModule
-from vending.edges.routes import AppState, answer, router, state_of
+from vending.edges.routes import AppState, answer, router, sale_router, state_of
 from vending.edges.statement_routes import statement_router
 from vending.edges.store import Desk
 from vending.edges.threshold_routes import threshold_router
+from vending.edges.xmlvend_routes import XMLVEND_PATH, refused_as_fault, xmlvend_router
 from vending.errors_catalogue import status_of
 from vending.key_custody import MASTER_KEY_BYTES
 from vending.security import ModuleAbsent, SecurityModule
@@ -71,6 +74,7 @@ OPEN_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 2
 _CODE_OF_STATUS: Mapping[int, str] = {404: "unknown_path", 405: "method_not_allowed"}
 _STATUS_UNREADABLE = 422
+_STATUS_NOT_THIS_METHOD = 405
 # What is refused by a code of its own.
 _Coded = VendingError | BadAmount | BadThreshold | MalformedToken | StatementError | RecordConflict
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -78,6 +82,10 @@ _PLACE_CHARACTERS_MAX = 80
 _FAULTS_MAX = 3
 
 _log = structlog.get_logger(__name__)
+
+
+# Held sales are confirmed within minutes; a till that was switched off for the night confirms the next day.
+HELD_MAX_S = 172_800
 
 
 def wall_clock_ms() -> int:
@@ -99,6 +107,7 @@ def create_app(
     plain_keys: PlainKeys = PlainKeys.LOOPBACK,
     look_every_ms: int = LOOK_EVERY_MS,
     online: OnlineSettings | None = None,
+    held_max_s: int = HELD_MAX_S,
     clock: Callable[[], int] = wall_clock_ms,
 ) -> FastAPI:
     """Build the application; its lifespan opens and closes the pool. Without a master key no request can be signed."""
@@ -119,7 +128,11 @@ def create_app(
         await pool.open(wait=True, timeout=OPEN_TIMEOUT_S)
         keys = None if master is None else coupon_keys(master)
         try:
-            async with open_online(pool, desk, online) as recharge, open_keypad(pool, desk, keys):
+            async with (
+                open_online(pool, desk, online) as recharge,
+                open_keypad(pool, desk, keys),
+                taking_back_held(pool, desk, held_max_s=held_max_s, count=metrics.never_confirmed),
+            ):
                 app.state.vending = AppState(
                     desk=desk,
                     pool=pool,
@@ -143,9 +156,11 @@ def create_app(
 
 
 def _add_routes(app: FastAPI) -> None:
+    app.include_router(sale_router)
     app.include_router(router)
     app.include_router(advice_router)
     app.include_router(act_router)
+    app.include_router(issue_router)
     app.include_router(access_router)
     app.include_router(receipt_router)
     app.include_router(statement_router)
@@ -157,6 +172,7 @@ def _add_routes(app: FastAPI) -> None:
     app.include_router(payment_router)
     app.include_router(recharge_page_router)
     app.include_router(coupon_router)
+    app.include_router(xmlvend_router)
 
 
 def _add_middleware(app: FastAPI, metrics: VendingMetrics) -> None:
@@ -314,6 +330,8 @@ def _refuse(
     _log.info("request_refused", code=code, status=status, method=request.method, route=route)
     if (request.method, route) == ("POST", "/v1/vends"):
         state_of(request).metrics.vend_answered(code)
+    if route == XMLVEND_PATH and status != _STATUS_NOT_THIS_METHOD:
+        return refused_as_fault(request, code, message, status, headers)
     return answer(error_to_api(code, message), status=status, headers=headers)
 
 

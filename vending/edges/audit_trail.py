@@ -58,9 +58,13 @@ class Act:
         self, conn: AsyncConnection, *, outcome: str, status: int, subject: str = "", reference: str = ""
     ) -> None:
         """Write the act in the transaction of what it did: both are there, or neither is."""
-        self.subject, self.reference, self.outcome = subject or self.subject, reference, outcome
-        await record_act(conn, self.row(status))
+        await record_act(conn, self.ended(outcome=outcome, status=status, subject=subject, reference=reference))
         self.written = True
+
+    def ended(self, *, outcome: str, status: int, subject: str = "", reference: str = "") -> NewAct:
+        """Return the act as it is stored with what it did; whoever stores it says so by `written`."""
+        self.subject, self.reference, self.outcome = subject or self.subject, reference, outcome
+        return self.row(status)
 
     def refused(self, code: str) -> None:
         """Note the code of a refusal that was raised: whatever its transaction had written is gone."""

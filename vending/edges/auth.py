@@ -21,6 +21,7 @@ __all__ = [
     "CashierCaller",
     "ConsumerCaller",
     "EngineerCaller",
+    "ReaderCaller",
     "VendorCaller",
     "caller_of_key",
     "require_account",
@@ -71,13 +72,20 @@ class AuditorCaller(_Known):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderCaller(_Known):
+    """Who looks at one area and changes nothing."""
+
+    area: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerCaller(_Known):
     """A consumer, bound to one account."""
 
     account_id: int
 
 
-Caller = VendorCaller | EngineerCaller | CashierCaller | AuditorCaller | ConsumerCaller
+Caller = VendorCaller | EngineerCaller | CashierCaller | AuditorCaller | ReaderCaller | ConsumerCaller
 
 
 def caller_of_key(row: CalledKey, act: Act) -> Caller:
@@ -106,6 +114,9 @@ def caller_of_key(row: CalledKey, act: Act) -> Caller:
             return CashierCaller(key_id=row.key_id, role=role, scopes=scopes, act=act)
         case Role.AUDITOR:
             return AuditorCaller(key_id=row.key_id, role=role, scopes=scopes, act=act)
+        case Role.READER:
+            assert row.area is not None
+            return ReaderCaller(key_id=row.key_id, role=role, scopes=scopes, act=act, area=row.area)
         case Role.CONSUMER:
             assert row.account_id is not None
             return ConsumerCaller(key_id=row.key_id, role=role, scopes=scopes, act=act, account_id=row.account_id)
@@ -148,7 +159,7 @@ def require_account(caller: Caller, account_id: int | None) -> None:
         case ConsumerCaller():
             if account_id != caller.account_id:
                 raise _refused(caller, "an engineer's or that account's consumer's")
-        case VendorCaller() | CashierCaller():
+        case VendorCaller() | CashierCaller() | ReaderCaller():
             raise _refused(caller, "an engineer's or that account's consumer's")
         case _:
             assert_never(caller)

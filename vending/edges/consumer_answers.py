@@ -62,12 +62,14 @@ _STATES: Mapping[str, str] = {
     "sent": "sent, not confirmed by the meter yet",
     "confirmed": "confirmed by the meter",
     "superseded": "replaced by a newer order",
+    "impossible": "the meter cannot do this",
 }
 _WAITS: Mapping[str, str] = {
     "hours": "waits for hours at which supply may be cut or limited",
     "transport": "waits for a way to the meter",
     "lane": "waits for the meter's answer to another command",
     "contradicting": "waits to be sent again, since the meter reports otherwise",
+    "impossible": "the meter cannot do this",
 }
 
 

@@ -63,6 +63,12 @@ class AdviceContradicts(VendingError):
     code = "advice_contradicts"
 
 
+class VendNeverConfirmed(VendingError):
+    """A confirmation of a held vend that came after it was taken back for the want of one."""
+
+    code = "never_confirmed"
+
+
 class VendReleased(VendingError):
     """A vend that is to be cancelled though its token was given out."""
 
@@ -73,6 +79,30 @@ class MessageOfAnother(VendingError):
     """A message id that belongs to another kind of request."""
 
     code = "message_id_reused"
+
+
+class SecondPersonNeeded(VendingError):
+    """An issue above what one person may give out alone."""
+
+    code = "second_person_needed"
+
+
+class SamePerson(VendingError):
+    """A proposed issue that its own proposer would approve."""
+
+    code = "same_person"
+
+
+class ProposalUnknown(VendingError):
+    """No proposed issue of that number."""
+
+    code = "unknown_proposal"
+
+
+class ProposalDecided(VendingError):
+    """A proposed issue that was decided otherwise."""
+
+    code = "proposal_decided"
 
 
 class FaultReportUnknown(VendingError):

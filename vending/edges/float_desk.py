@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 
 from billing.calendar import LocalCalendar, from_ms
 from billing.statement import BadPeriod
+from db.api_access import has_other_key
 from db.errors import DatabaseError
 from db.float_batches import (
     Batch,
@@ -41,7 +42,7 @@ from db.vendor_deposits import (
     find_deposit,
     take_deposit_back,
 )
-from vending.edges.auth import Caller, VendorCaller, require_scope
+from vending.edges.auth import Caller, VendorCaller, require_scope, require_vendor
 from vending.floats import (
     BatchKind,
     Day,
@@ -63,7 +64,7 @@ from vending.floats import (
     day_of,
     totals_of,
 )
-from vending.roles import Scope
+from vending.roles import Role, Scope
 
 # 1,000 entries are some 300 kB of JSON, a few seconds of a station's line.
 ENTRIES_MAX = 1_000
@@ -170,6 +171,20 @@ async def deposit_receipt(conn: AsyncConnection, caller: Caller, reference: str)
         # As if there was none: a reference is a bank's, and could be guessed.
         raise NoSuchDeposit(f"deposit: expected a known reference, got {reference!r}")
     return found
+
+
+async def who_counts(conn: AsyncConnection, caller: Caller, *, now: datetime) -> VendorCaller:
+    """Return the vendor's caller who starts and ends batches: a supervisor, or whoever has the vendor's only key.
+
+    In a shop of one person nobody else could. With a second key in force it is a supervisor's act again.
+    Raises: NotAllowed.
+    """
+    vendor = require_vendor(caller, Scope.FLOAT)
+    # A supervisor's key without the scope was narrowed on purpose.
+    is_alone = vendor.role is Role.VENDOR and not await has_other_key(conn, vendor.key_id, now=now)
+    if not is_alone:
+        require_scope(vendor, Scope.BATCHES)
+    return vendor
 
 
 async def start(conn: AsyncConnection, caller: VendorCaller, kind: BatchKind, scope: str, by: str) -> BatchReport:

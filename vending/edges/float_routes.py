@@ -13,12 +13,13 @@ import structlog
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from billing.calendar import from_ms
 from billing.money import parse_amount
 from billing.notices.kinds import Language
 from billing.statement import DAY_MAX, DAY_MIN, BadPeriod
 from db.vendor_deposits import NewDeposit
 from vending.edges import float_desk
-from vending.edges.auth import Caller, VendorCaller, require_scope, require_vendor, terminal_of
+from vending.edges.auth import Caller, VendorCaller, require_scope, terminal_of
 from vending.edges.float_answers import (
     batch_facts,
     batch_head_to_api,
@@ -258,9 +259,10 @@ async def get_batch(
 )
 async def post_start(kind: KindPath, body: BatchBody, request: Request, caller: CallerOf) -> Response:
     """Note who starts the open batch, and return it; again, nothing changes. Sales before that are in it, too."""
-    vendor = require_vendor(caller, Scope.BATCHES)
+    state = state_of(request)
     scope = _scope_of(kind, body.of, caller)
-    async with state_of(request).pool.connection() as conn:
+    async with state.pool.connection() as conn:
+        vendor = await float_desk.who_counts(conn, caller, now=from_ms(state.desk.clock()))
         started = await float_desk.start(conn, vendor, kind, scope, body.by or _key(caller))
     _log.info("batch_started", vendor_id=vendor.vendor_id, kind=kind.value, of=scope, number=started.batch.number)
     return answer(batch_to_api(started))
@@ -274,9 +276,10 @@ async def post_start(kind: KindPath, body: BatchBody, request: Request, caller: 
 )
 async def post_end(kind: KindPath, number: NumberPath, body: BatchBody, request: Request, caller: CallerOf) -> Response:
     """End a batch after the latest sale and return its report; again, or by two at once, the same report."""
-    vendor = require_vendor(caller, Scope.BATCHES)
+    state = state_of(request)
     scope = _scope_of(kind, body.of, caller)
-    async with state_of(request).pool.connection() as conn:
+    async with state.pool.connection() as conn:
+        vendor = await float_desk.who_counts(conn, caller, now=from_ms(state.desk.clock()))
         ended = await float_desk.end(conn, vendor, kind, scope, number, body.by or _key(caller))
     _log.info("batch_ended", vendor_id=vendor.vendor_id, kind=kind.value, of=scope, number=number)
     return answer(batch_to_api(ended))

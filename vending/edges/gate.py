@@ -27,7 +27,7 @@ from vending.edges.key_ring import KeyRing
 from vending.edges.keys import digest_secret, split_api_key
 from vending.edges.limits import Limiter
 from vending.key_custody import digest_key
-from vending.roles import Role
+from vending.roles import READING_ROLES, Role
 from vending.signatures import KEY_HEADER, SignatureFault, digest_request, judge_request, signed_by
 from vending.vends import VendingError
 
@@ -92,7 +92,7 @@ class Gate:
             raise
         begin_act(request.scope, act)
         caller = caller_of_key(row, act)
-        if caller.role is Role.AUDITOR and request.method not in _READS:
+        if caller.role in READING_ROLES and request.method not in _READS:
             raise NotAllowed(f"key {caller.key_id}: expected a request that only reads, got {request.method}")
         return caller
 

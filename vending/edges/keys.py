@@ -133,16 +133,22 @@ async def issue_api_key(
     label: str = "",
     by: str = "",
     replaces: str | None = None,
+    area: str | None = None,
 ) -> NewApiKey:
-    """Make an interface key for a vendor, one of the utility's people or the consumer of one account.
+    """Make an interface key: a vendor's, of the utility's people, a reader's of an area, a consumer's of an account.
 
     With the installation's master key its secret is kept sealed, too, so that its requests can be signed.
     Raises: BadApiKeyOwner when role and owner do not go together; BadScope; SealBroken for another master key.
     """
-    if (role in VENDOR_ROLES) != (vendor_id is not None) or (role is Role.CONSUMER) != (account_id is not None):
+    owners = {
+        "vendor": (role in VENDOR_ROLES, vendor_id),
+        "account": (role is Role.CONSUMER, account_id),
+        "area": (role is Role.READER, area or None),
+    }
+    if any(owned != (owner is not None) for owned, owner in owners.values()):
         raise BadApiKeyOwner(
-            f"{role.value} key: expected a vendor for a vendor's role, an account for role consumer, else neither, "
-            f"got vendor {vendor_id} and account {account_id}"
+            f"{role.value} key: expected a vendor for a vendor's role, an account for role consumer, an area for role "
+            f"reader, else none, got vendor {vendor_id}, account {account_id} and area {area!r}"
         )
     narrowed = None if scopes is None else sorted(scope.value for scope in narrow(role, scopes))
     new = NewApiKey(key_id=secrets.token_hex(_KEY_ID_BYTES), secret=secrets.token_urlsafe(_SECRET_BYTES))
@@ -162,6 +168,7 @@ async def issue_api_key(
             label=label,
             issued_by=by,
             replaces=replaces,
+            area=area,
         ),
     )
     return new

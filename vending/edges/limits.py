@@ -1,8 +1,8 @@
 """Limits of callers: requests a second in this process, vends and money a local day in the database.
 
-Stage: the first at the gate, the second last in a vend's transaction. A vendor's limits are data with who and why;
-every other caller, and a vendor without any, has the limit of its role. Requests are counted by each API process for
-itself, since they protect the process; what a vendor may sell a day is counted once for all.
+Stage: the first at the gate, the second last of all in a vend's transaction. A vendor's limits are data with who and
+why; every other caller, and a vendor without any, has the limit of its role. Requests are counted by each API process
+for itself, since they protect the process; what a vendor may sell a day is counted once for all.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ USUAL_LIMITS: Mapping[Role, RateLimit] = {
     Role.ENGINEER: RateLimit(per_s=200, burst=1_000),
     Role.CASHIER: RateLimit(per_s=50, burst=200),
     Role.AUDITOR: RateLimit(per_s=50, burst=200),
+    Role.READER: RateLimit(per_s=50, burst=200),
     Role.CONSUMER: RateLimit(per_s=20, burst=100),
 }
 # Ten megabytes; when there are more, those that are full again are forgotten.

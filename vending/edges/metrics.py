@@ -32,6 +32,11 @@ class VendingMetrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._never_confirmed = Counter(
+            "prepaid_vends_never_confirmed",
+            "Held vends that were taken back since nobody confirmed them",
+            registry=self.registry,
+        )
         self._requests = Histogram(
             "prepaid_api_request_seconds",
             "Time from a request to its answer",
@@ -45,6 +50,10 @@ class VendingMetrics:
     def vend_answered(self, outcome: str) -> None:
         """Count the answer to a vend request."""
         self._vends.labels(outcome).inc()
+
+    def never_confirmed(self, vends: int) -> None:
+        """Count held vends that were taken back."""
+        self._never_confirmed.inc(vends)
 
     def request_answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request of any kind under its route's template."""

@@ -22,8 +22,9 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg_pool import AsyncConnectionPool
 
 from billing.calendar import from_ms, to_ms
-from billing.notices import Language
+from billing.notices import Language, PaymentRefunded
 from db.money_events import Instruction, MoneyRefused, reverse
+from db.notices import write_notices
 from db.payments import (
     CaptureRow,
     NewEvent,
@@ -289,6 +290,7 @@ async def order_refund(conn: AsyncConnection, payments: Payments, order_id: str,
             raise PaymentNotRefundable(f"order {order_id}: expected a recharge that was credited, got {payment.state}")
         await _take_credit_back(conn, payments, payment, by=by, reason=reason, now_ms=now_ms)
         await capture_due(conn, gateway=payment.gateway, capture=credited.capture, by=by, reason=reason)
+        await _tell_refund(conn, payment, credited.amount_minor, taken_back_minor=payment.amount_minor)
         # At once: who asked for it waits.
         await save_payment(conn, payment.id, state=PaymentState.REFUND_DUE.value, next_ask_at=from_ms(now_ms))
 
@@ -398,6 +400,8 @@ async def _take(conn: AsyncConnection, payments: Payments, heard: _Heard, step: 
             assert heard.payment is not None, "credited money has an order"
             reason = f"online payment {heard.payment.order_id} was sent back by its gateway"
             await _take_credit_back(conn, payments, heard.payment, by=_BY, reason=reason, now_ms=heard.now_ms)
+            credited_minor = heard.payment.amount_minor
+            await _tell_refund(conn, heard.payment, credited_minor, taken_back_minor=credited_minor)
             await _gone(conn, payments, heard)
             return "taken_back"
         case Gone():
@@ -453,6 +457,14 @@ async def _take_credit_back(
     await note_taken_back(conn, vend.id, by=by, reason=reason, now=from_ms(now_ms))
 
 
+async def _tell_refund(
+    conn: AsyncConnection, payment: PaymentRow, amount_minor: int, *, taken_back_minor: int | None = None
+) -> None:
+    """Tell the account's consumer, where an address is known, that money paid for it goes back."""
+    facts = PaymentRefunded(amount_minor=amount_minor, order=payment.order_id, taken_back_minor=taken_back_minor)
+    await write_notices(conn, [(payment.account_id, facts)])
+
+
 async def _gone(conn: AsyncConnection, payments: Payments, heard: _Heard) -> None:
     """Store that money has gone back, whether it was known or not."""
     if heard.capture is None:
@@ -473,6 +485,9 @@ async def _add(
 ) -> None:
     fact = heard.fact
     assert fact.capture is not None, "money has the gateway's id"
+    # Of another currency our texts have no words; its gateway tells its payer.
+    if why is not None and heard.payment is not None and fact.currency == heard.payment.currency:
+        await _tell_refund(conn, heard.payment, fact.amount_minor)
     await add_capture(
         conn,
         gateway=payments.gateway.name,

@@ -72,22 +72,20 @@ async def quote_sale(
         return meter
     if meter.account_id is None:
         return not_billed(meter)
-    calendar = desk.rules.calendar
-    day = calendar.day_of(desk.clock())
-    sight = await look_at_sale(conn, meter, calendar, day)
+    calendar, terms = desk.rules.calendar, start.terms[meter.id]
+    view, prepayment = await look_at_sale(conn, meter, calendar), terms.prepayment
     # It may have been swapped since it was looked up.
-    if sight is None or sight.view.meter.id != meter.id:
+    if view is None or view.meter.id != meter.id:
         return not_billed(meter)
-    view, prepayment = sight.view, sight.prepayment
     now_ms = desk.clock()
-    if calendar.day_of(now_ms) != day:
+    if calendar.day_of(now_ms) != start.day:
         prepayment = await prepayment_at(conn, desk, view, now_ms)
     walk = view.walk(calendar)
     amount_minor = _amount_minor(order, walk, prepayment)
     declined = _judge(desk, seller, order, start, view, prepayment, amount_minor)
     if declined:
         return declined
-    return await _quote(conn, seller, meter, sight.row, view, prepayment, walk, amount_minor, now_ms)
+    return await _quote(conn, seller, meter, terms.row, view, prepayment, walk, amount_minor, now_ms)
 
 
 async def _quote(

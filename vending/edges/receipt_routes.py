@@ -20,12 +20,14 @@ from billing.calendar import LocalCalendar, from_ms, to_ms
 from billing.notices.kinds import Language
 from db.receipt_prints import StoredSlip, add_print, read_slip
 from db.vends import lock_message
+from vending.edges.act_models import ReprintBody
+from vending.edges.advice import reprint_of
 from vending.edges.answers import without_token
 from vending.edges.auth import Caller, EngineerCaller, require_scope, require_vendor
 from vending.edges.errors import VendUnknown
 from vending.edges.receipt_models import AnyReceipt, ReceiptQuery
-from vending.edges.refusals import SALE_CODES, refusals
-from vending.edges.routes import AppState, CallerOf, MessagePath, answer, state_of
+from vending.edges.refusals import METER_CODES, SALE_CODES, refusals
+from vending.edges.routes import AppState, CallerOf, MessagePath, answer, seller_of, state_of
 from vending.edges.store import UNTIL_CONFIRMED, system_seller
 from vending.roles import Scope
 from vending.slips.blocks import Slip, Utility
@@ -60,6 +62,9 @@ _FORMS: dict[str, object] = {
     "text/plain": {"schema": {"type": "string"}},
     "text/html": {"schema": {"type": "string"}},
 }
+DUPLICATE_HEADER = "x-prepaid-duplicate"
+# Number 1 is the original.
+FIRST_COPY = 2
 # Accept and Accept-Language of browsers have a dozen entries; more than these are not looked at.
 _CHOICES_MAX = 32
 
@@ -71,6 +76,40 @@ class _Wanted:
     form: str
     language: Language
     with_code: bool
+
+
+@receipt_router.post(
+    "/v1/reprints",
+    summary="Print a sale again",
+    response_model=AnyReceipt,
+    responses={200: {"content": _FORMS}, **refusals(*SALE_CODES, *METER_CODES, "unknown_vend")},
+)
+async def post_reprint(
+    body: ReprintBody, query: Annotated[ReceiptQuery, Query()], request: Request, caller: CallerOf
+) -> Response:
+    """Find a sale by message id, by receipt number, or as this vendor's last one to a meter, and print it.
+
+    Text and page are the receipt of that sale and say DUPLICATE with its number; as JSON it is the stored answer, and
+    the number stands in the header `X-Prepaid-Duplicate`. Each is counted with the receipt's own prints.
+    """
+    vendor = require_vendor(caller, Scope.READ_OWN)
+    state, wanted = state_of(request), _wanted(query, request)
+    async with state.pool.connection() as conn:
+        found = await reprint_of(
+            conn,
+            seller_of(vendor, body.terminal),
+            message_id=body.message_id,
+            receipt_number=body.receipt_number,
+            meter=body.meter,
+        )
+        if "error" in found.stored.answer:
+            return answer(found.stored.answer, status=found.stored.status)
+        message_id = str(found.stored.answer["message_id"])
+        sale, printed = await _print(conn, state, caller.key_id, vendor.vendor_id, message_id, wanted, is_copy=True)
+    assert printed is not None, f"message_id {message_id}: a copy is always counted"
+    if wanted.form == "json":
+        return answer(found.stored.answer, headers={DUPLICATE_HEADER: str(printed.number - 1)})
+    return _slip_of(state, sale, printed, wanted, message_id)
 
 
 @receipt_router.get(
@@ -93,20 +132,26 @@ async def get_receipt(
         sale, printed = await _print(conn, state, caller.key_id, vendor_id, message_id, wanted)
     if not _is_sold(sale):
         return answer(sale.answer, status=sale.status)
-    facts, sale_state = facts_of(sale.answer), _state(sale)
-    headers = {**_HEADERS, "content-language": wanted.language.value}
-    calendar = state.desk.rules.calendar
     if printed is None:
-        return answer(_to_api(sale, facts, state.utility, calendar, wanted.language), headers=headers)
-    _log.info("receipt_printed", vendor_id=vendor_id, message_id=message_id, number=printed.number)
+        headers = {**_HEADERS, "content-language": wanted.language.value}
+        calendar = state.desk.rules.calendar
+        shown = _to_api(sale, facts_of(sale.answer), state.utility, calendar, wanted.language)
+        return answer(shown, headers=headers)
+    return _slip_of(state, sale, printed, wanted, message_id)
+
+
+def _slip_of(state: AppState, sale: StoredSlip, printed: Print, wanted: _Wanted, message_id: str) -> Response:
+    """Answer with a slip as text or page."""
+    _log.info("receipt_printed", message_id=message_id, number=printed.number)
     slip = sale_slip(
-        facts,
-        state=sale_state,
+        facts_of(sale.answer),
+        state=_state(sale),
         printed=printed,
         words=words_of(wanted.language),
         utility=state.utility,
-        calendar=calendar,
+        calendar=state.desk.rules.calendar,
     )
+    headers = {**_HEADERS, "content-language": wanted.language.value}
     return Response(_rendered(slip, wanted), media_type=_MEDIA_TYPES[wanted.form], headers=headers)
 
 
@@ -120,9 +165,16 @@ async def _vendor_id(conn: AsyncConnection, caller: Caller) -> int:
 
 
 async def _print(
-    conn: AsyncConnection, state: AppState, key_id: str, vendor_id: int, message_id: str, wanted: _Wanted
+    conn: AsyncConnection,
+    state: AppState,
+    key_id: str,
+    vendor_id: int,
+    message_id: str,
+    wanted: _Wanted,
+    *,
+    is_copy: bool = False,
 ) -> tuple[StoredSlip, Print | None]:
-    """Read a sale and count the print; JSON and a refusal are none.
+    """Read a sale and count the print; a refusal is none, nor is JSON unless it is asked for as a copy.
 
     Raises: VendUnknown.
     """
@@ -132,12 +184,14 @@ async def _print(
         sale = await read_slip(conn, vendor_id, message_id)
         if sale is None:
             raise VendUnknown(f"message_id {message_id}: expected one of the caller's that was answered, got none")
-        if wanted.form == "json" or not _is_sold(sale):
+        if not _is_sold(sale) or (wanted.form == "json" and not is_copy):
             return sale, None
         at = from_ms(state.desk.clock())
         language = wanted.language.value
+        # The station has printed the original itself, from the answer to its sale.
+        least = FIRST_COPY if is_copy else 1
         number, at = await add_print(
-            conn, vendor_id, message_id, at=at, key_id=key_id, form=wanted.form, language=language
+            conn, vendor_id, message_id, at=at, key_id=key_id, form=wanted.form, language=language, least=least
         )
     return sale, Print(number=number, first_ms=to_ms(sale.first_at or at), at_ms=to_ms(at))
 

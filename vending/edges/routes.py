@@ -5,17 +5,19 @@ Stage: between HTTP and the vending desk. Never: a transaction of its own, or an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import psycopg
 import structlog
 from fastapi import APIRouter, Depends, Path, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
+from pydantic import ValidationError
 
 from vending.coupon_pins import CouponKeys
 from vending.edges.answers import render
@@ -46,7 +48,8 @@ from vending.vends import MESSAGE_ID_PATTERN, METER_PATTERN, Release, Tender, Ve
 PROBE_TIMEOUT_S = 2.0
 
 _log = structlog.get_logger(__name__)
-_API_KEY = APIKeyHeader(name="X-Api-Key", scheme_name="ApiKey", description="<key id>.<secret>", auto_error=False)
+_PLAIN_KEY = "X-Api-Key"
+_API_KEY = APIKeyHeader(name=_PLAIN_KEY, scheme_name="ApiKey", description="<key id>.<secret>", auto_error=False)
 _SIGNED = APIKeyHeader(
     name=KEY_HEADER,
     scheme_name="Signature",
@@ -54,6 +57,28 @@ _SIGNED = APIKeyHeader(
     auto_error=False,
 )
 router = APIRouter()
+
+
+class _SaleRoute(APIRoute):
+    """The route of a sale, which takes a tenth of its time if the framework looks up what it depends on.
+
+    Invariants: a body that is not plainly well formed goes the framework's way and is refused there.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
+        """Return what answers a request."""
+        by_framework = super().get_route_handler()
+
+        async def sell_or_refuse(request: Request) -> Response:
+            body = await _well_formed(request)
+            if body is None:
+                return await by_framework(request)
+            return await post_vend(body, request, await caller_of(request, request.headers.get(_PLAIN_KEY) or None))
+
+        return sell_or_refuse
+
+
+sale_router = APIRouter(route_class=_SaleRoute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +123,7 @@ AccountPath = Annotated[
 ]
 
 
-@router.post(
+@sale_router.post(
     "/v1/vends",
     summary="Sell a recharge",
     response_model=VendAnswer,
@@ -122,6 +147,16 @@ async def post_vend(body: VendBody, request: Request, caller: CallerOf) -> Respo
         tid=answered.stored.answer.get("tid"),
     )
     return answer(answered.stored.answer, status=answered.stored.status)
+
+
+async def _well_formed(request: Request) -> VendBody | None:
+    """Read a vend sent as JSON; None for anything else."""
+    if request.headers.get("content-type") != "application/json":
+        return None
+    try:
+        return VendBody.model_validate_json(await request.body())
+    except ValidationError:
+        return None
 
 
 @router.get(

@@ -9,13 +9,15 @@ from a view that another transaction has since changed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import date
 
 from psycopg import AsyncConnection
 
 from billing.supply import decide
 from db.floats import FloatRefused, take_float
-from db.money_events import post_recharge
-from db.sales import SaleStart, add_sale, begin_sale, begin_trial
+from db.money_events import book_recovery, prepare_recharge
+from db.posting import Prepared
+from db.sales import SaleStart, StoredSale, post_sale, start_sale
 from db.vends import (
     NewToken,
     NewVend,
@@ -92,7 +94,7 @@ class _Sale:
     quote: Quote
     token: IssuedToken
     receipt: Receipt
-    journal_id: int
+    prepared: Prepared
 
 
 async def sell(conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOrder) -> Answered:
@@ -121,7 +123,7 @@ async def trial(conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOr
 
     Raises: RequestDeclined with what would refuse the sale; DrnCheckDigit; ModuleAbsent.
     """
-    start = await begin_trial(conn, seller.vendor_id, order.meter)
+    start = await start_sale(conn, seller.vendor_id, order.message_id, order.meter, day=_today(desk), locking=False)
     quote = await quote_sale(conn, desk, seller, order, start)
     if isinstance(quote, Declined):
         raise RequestDeclined(quote)
@@ -187,6 +189,10 @@ def taken_back(message_id: str) -> StoredAnswer:
     return StoredAnswer(status=status_of(declined.reason.value), answer=declined_to_api(declined))
 
 
+def _today(desk: Desk) -> date:
+    return desk.rules.calendar.day_of(desk.clock())
+
+
 def _repeated(vend: StoredVend | None, seller: Seller, order: VendOrder) -> Answered:
     """Answer a message id again. Raises: MessageIdReused."""
     if vend is None or (vend.request_sha256 is not None and bytes(vend.request_sha256) != order_digest(order)):
@@ -203,7 +209,7 @@ async def _once(
     """Answer in a transaction, or in a savepoint of the caller's: as before, by a sale, or by a refusal."""
     async with conn.transaction():
         # Copies of one request queue here; each but the first finds the first one's committed answer.
-        start = await begin_sale(conn, seller.vendor_id, order.message_id, order.meter)
+        start = await start_sale(conn, seller.vendor_id, order.message_id, order.meter, day=_today(desk))
         if start.use.vend is not None or start.use.is_act:
             answered = _repeated(start.use.vend, seller, order)
             await _note_act(conn, seller, order, answered.stored.status, answered.outcome)
@@ -213,7 +219,7 @@ async def _once(
             answered = await _store_refusal(conn, desk, seller, order, sale)
             await _note_act(conn, seller, order, answered.stored.status, answered.outcome)
             return answered
-        return await _store_sale(conn, desk, seller, order, sale, confirmed=start.use.confirmed_early)
+        return await _store_sale(conn, desk, seller, order, start, sale)
 
 
 async def _note_act(conn: AsyncConnection, seller: Seller, order: VendOrder, status: int, outcome: str) -> None:
@@ -222,26 +228,16 @@ async def _note_act(conn: AsyncConnection, seller: Seller, order: VendOrder, sta
         await seller.act.write(conn, outcome=outcome, status=status, subject=order.meter, reference=order.message_id)
 
 
-async def _take_from_seller(conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOrder, sale: _Sale) -> None:
-    """Take a sale from the vendor's day and float, last of all: its other sales wait from here to the commit.
+async def _require_float(conn: AsyncConnection, seller: Seller, order: VendOrder, sale: _Sale, journal_id: int) -> None:
+    """Take what the float did not give as it was seen: a deposit may have come in since.
 
-    Raises: VendDayFull, _FloatShort.
+    Raises: _FloatShort.
     """
-    await count_vend(
-        conn,
-        seller.vendor_id,
-        seller.day_limits,
-        amount_minor=sale.quote.amount_minor,
-        calendar=desk.rules.calendar,
-        now_ms=sale.quote.now_ms,
-    )
-    if seller.funding is not Funding.VENDOR:
-        return
     taken = await take_float(
         conn,
         seller.vendor_id,
         sale.quote.amount_minor,
-        journal_id=sale.journal_id,
+        journal_id=journal_id,
         terminal=seller.terminal,
         operator=seller.operator,
         tender=order.tender.value if order.tender else None,
@@ -253,7 +249,7 @@ async def _take_from_seller(conn: AsyncConnection, desk: Desk, seller: Seller, o
 async def _sell(
     conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOrder, start: SaleStart
 ) -> _Sale | Declined:
-    """Lock, look, mint and post; what is refused has written nothing."""
+    """Look, mint and decide; what is refused has written nothing."""
     quote = await quote_sale(conn, desk, seller, order, start)
     if isinstance(quote, Declined):
         return quote
@@ -267,28 +263,28 @@ async def _sell(
     source = LEDGER_OF_FUNDING[seller.funding]
     # What is held back is told to nobody yet.
     told = token.grouped if order.release is Release.AT_ONCE else None
-    posted = await post_recharge(
+    prepared = await prepare_recharge(
         conn, quote.view, quote.split, rules=desk.rules, now_ms=quote.now_ms, source=source, token=told
     )
     receipt = receipt_of(
-        desk, seller, order, quote, token, levels=posted.decision.levels, balance_minor=posted.balance_minor
+        desk, seller, order, quote, token, levels=prepared.decision.levels, balance_minor=prepared.balance_minor
     )
-    return _Sale(quote=quote, token=token, receipt=receipt, journal_id=posted.journal_ids[0])
+    return _Sale(quote=quote, token=token, receipt=receipt, prepared=prepared)
 
 
 async def _store_sale(
-    conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOrder, sale: _Sale, *, confirmed: bool
+    conn: AsyncConnection, desk: Desk, seller: Seller, order: VendOrder, start: SaleStart, sale: _Sale
 ) -> Answered:
     state = VendState.HELD if order.release is Release.ON_CONFIRM else VendState.RELEASED
-    state = VendState.CONFIRMED if confirmed else state
+    state = VendState.CONFIRMED if start.use.confirmed_early else state
+    assert start.new_id is not None, f"vend {order.message_id}: nothing was answered under its message id"
     quote, row, token = sale.quote, sale.quote.row, sale.token
     new = replace(
         _new_vend(seller, order),
         account_id=quote.view.id,
         amount_minor=quote.amount_minor,
-        journal_id=sale.journal_id,
         status=STATUS_VENDED,
-        answer=sale_to_api(seller, order, sale.receipt),
+        answer=sale_to_api(seller, order, sale.receipt) | {"receipt_number": str(start.new_id)},
         state=state.value,
     )
     new_token = NewToken(
@@ -301,22 +297,50 @@ async def _store_sale(
         digits=token.digits,
         subclass=token.subclass,
     )
-    vend_id, token_id = await add_sale(conn, new, new_token)
-    await _note_act(conn, seller, order, new.status, VENDED)
-    await _take_from_seller(conn, desk, seller, order, sale)
-    # As it will be read back: the row's own number is the receipt's.
-    answer = {**new.answer, "receipt_number": str(vend_id)}
-    if state is VendState.HELD:
-        answer = without_token(answer, UNTIL_CONFIRMED)
+    stored = await _post_sale(conn, seller, order, sale, start.new_id, new, new_token)
+    journal_id = stored.journal_ids[0]
+    if seller.funding is Funding.VENDOR and not stored.took_float:
+        await _require_float(conn, seller, order, sale, journal_id)
+    await count_vend(
+        conn,
+        seller.vendor_id,
+        seller.day_limits,
+        amount_minor=quote.amount_minor,
+        calendar=desk.rules.calendar,
+        now_ms=quote.now_ms,
+    )
+    answer = without_token(new.answer, UNTIL_CONFIRMED) if state is VendState.HELD else new.answer
     return Answered(
         stored=StoredAnswer(status=new.status, answer=answer),
         outcome=VENDED,
-        vend_id=vend_id,
+        vend_id=start.new_id,
         state=state,
-        token_id=token_id,
-        journal_id=sale.journal_id,
+        token_id=stored.token_id,
+        journal_id=journal_id,
         amount_minor=quote.amount_minor,
     )
+
+
+async def _post_sale(
+    conn: AsyncConnection,
+    seller: Seller,
+    order: VendOrder,
+    sale: _Sale,
+    vend_id: int,
+    vend: NewVend,
+    token: NewToken,
+) -> StoredSale:
+    """Book and store a sale with its line of the audit trail, and take it from the vendor's float last of all."""
+    act = None
+    if seller.act is not None:
+        act = seller.act.ended(outcome=VENDED, status=vend.status, subject=order.meter, reference=order.message_id)
+    stored = await post_sale(
+        conn, sale.prepared, vend_id, vend, token, act=act, takes_float=seller.funding is Funding.VENDOR
+    )
+    if seller.act is not None:
+        seller.act.written = True
+    await book_recovery(conn, sale.quote.split, stored.journal_ids)
+    return stored
 
 
 async def _store_refusal(

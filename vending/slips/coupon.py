@@ -21,8 +21,8 @@ _GROUP_DIGITS = 4
 class CouponFacts:
     """A coupon as its buyer gets it.
 
-    Invariants: `valid_through` is the last local day on which it can be redeemed; `link` opens the page that redeems
-    it, None without such a page.
+    Invariants: `valid_through` is the last local day on which it can be redeemed, None for one that is not sold yet;
+    `link` opens the page that redeems it, None without such a page.
     """
 
     serial: str
@@ -30,7 +30,7 @@ class CouponFacts:
     amount_minor: int
     currency: str
     issued_ms: int
-    valid_through: date
+    valid_through: date | None
     vendor: str | None = None
     terminal: str | None = None
     link: str | None = field(default=None, repr=False)
@@ -59,7 +59,10 @@ def _blocks(facts: CouponFacts, words: Words, calendar: LocalCalendar) -> Iterat
         yield Fact(label=says["coupon_link"], value=facts.link)
     yield Section(text="")
     yield Fact(label=says["coupon_issued"], value=words.instant(facts.issued_ms, calendar))
-    yield Fact(label=says["coupon_valid"], value=format_day(facts.valid_through, None))
+    if facts.valid_through is None:
+        yield Sentence(text=says["coupon_from_sale"])
+    else:
+        yield Fact(label=says["coupon_valid"], value=format_day(facts.valid_through, None))
     for name, value in (("vendor", facts.vendor), ("terminal", facts.terminal)):
         if value:
             yield Fact(label=says[name], value=value)

@@ -73,7 +73,7 @@ class Answers:
     def took_ms(self) -> list[float]:
         """Time from when each answered request was due, rising."""
         there = self.answered_ns >= 0
-        return list(np.sort(self.answered_ns[there] - self.due_ns[there]) / 1e6)
+        return (np.sort(self.answered_ns[there] - self.due_ns[there]) / 1e6).tolist()
 
     @property
     def seconds(self) -> float:

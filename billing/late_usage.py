@@ -117,8 +117,9 @@ def _anchor(
     start_ms = calendar.midnight_ms(part.first)
     if part.zone_count:
         # The energy by zone is known at the points around `through`, and not at one that they left behind.
-        through_ms = calendar.midnight_ms(checkpoint.through)
-        inside = [point for point in points if start_ms <= point.at_ms <= through_ms]
+        # A meter may have taken over after `through`; readings of the one before it are not asked for again.
+        until_ms = max(calendar.midnight_ms(checkpoint.through), checkpoint.anchor.at_ms)
+        inside = [point for point in points if start_ms <= point.at_ms <= until_ms]
         if inside:
             return inside[-1]
     if not checkpoint.anchor.at_ms <= start_ms <= points[-1].at_ms:

@@ -159,7 +159,9 @@ def rerate(
         parts.append(terms.next_part(parts[-1]))
     booked = _with_demand(posted, parts, demands_w, before.checkpoint.through)
     _require_ratable(parts, booked, curve, assessments_wh or {}, calendar)
-    anchor = max((point for point in curve if point.at_ms <= through_ms), default=before.checkpoint.anchor)
+    # Where a meter took over in the open day, the curve goes on from there.
+    known_ms = max(through_ms, before.checkpoint.anchor.at_ms)
+    anchor = max((point for point in curve if point.at_ms <= known_ms), default=before.checkpoint.anchor)
     known = replace(before.checkpoint, anchor=anchor)
     found, checkpoint = late_usage(booked, known, terms, curve, calendar, assessments_wh)
     if readings_changed:

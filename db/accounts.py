@@ -35,10 +35,28 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormerMeter:
+    """A billing meter that stood at an account's usage point before: its readings between count for the account.
+
+    Invariants: `segments` as in `MeterView`, of all places where the meter has stood.
+    """
+
+    id: int
+    from_ms: int
+    until_ms: int
+    segments: tuple[Segment, ...]
+
+    def energy_to_date(self, at_ms: int, register_wh: int) -> int:
+        """Carry a register over roll-overs and swaps, as `MeterView` does."""
+        return _energy_to_date(self.segments, at_ms, register_wh)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeterView:
     """The billing meter of an account.
 
-    Invariants: `segments` rise in time and there is at least one, the installation.
+    Invariants: `segments` rise in time and there is at least one, that of the first place where the meter stood;
+    `formers` rise in time; `closing` is where the curve ends that the meter is about to hand over, in a swap.
     """
 
     id: int
@@ -53,15 +71,27 @@ class MeterView:
     make: str = ""
     model: str = ""
     may_export: bool = False
+    formers: tuple[FormerMeter, ...] = ()
+    closing: Point | None = None
+
+    @property
+    def installation(self) -> Point:
+        """Where the meter's own part of the account's curve begins."""
+        return _start_of(self.segments, self.installed_ms)
+
+    @property
+    def known(self) -> tuple[Point, ...]:
+        """The points of the account's curve that stand without a reading: where its meters took over; rising."""
+        starts = [*(_start_of(former.segments, former.from_ms) for former in self.formers), self.installation]
+        ends = [
+            Point(at_ms=former.until_ms, energy_wh=after.energy_wh)
+            for former, after in zip(self.formers, starts[1:], strict=True)
+        ]
+        return tuple(sorted({*starts, *ends, *((self.closing,) if self.closing else ())}))
 
     def energy_to_date(self, at_ms: int, register_wh: int) -> int:
         """Carry a register over roll-overs and swaps: energy to date in Wh at a reading."""
-        segment = self.segments[0]
-        for later in self.segments[1:]:
-            if later.from_ms > at_ms:
-                break
-            segment = later
-        return segment.start_wh + register_wh - segment.register_wh
+        return _energy_to_date(self.segments, at_ms, register_wh)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +164,34 @@ async def views_from_rows(conn: AsyncConnection, found: Sequence[dict[str, Any]]
 
 
 async def points_around(conn: AsyncConnection, meter: MeterView, edges: Sequence[datetime]) -> list[Point]:
-    """Read the points of a meter's curve on both sides of given instants."""
+    """Read the points of an account's curve on both sides of given instants, through all its meters."""
     cursor = await conn.execute(sql("points_around"), {"meter_id": meter.id, "edges": list(edges)})
-    return [_point(meter, read_at, register_wh) for read_at, register_wh in await cursor.fetchall()]
+    own = [_point(meter, read_at, register_wh) for read_at, register_wh in await cursor.fetchall()]
+    if not meter.formers and meter.closing is None:
+        return own
+    return through_all_meters(meter, own, await former_points(conn, meter, edges))
+
+
+async def former_points(conn: AsyncConnection, meter: MeterView, edges: Iterable[datetime]) -> list[Point]:
+    """Read the points around given instants from the readings of meters that stood there before."""
+    found: list[Point] = []
+    asked = list(edges)
+    for former in meter.formers:
+        inside = [edge for edge in asked if former.from_ms < to_ms(edge) < former.until_ms]
+        if not inside:
+            continue
+        cursor = await conn.execute(sql("points_around"), {"meter_id": former.id, "edges": inside})
+        for read_at, register_wh in await cursor.fetchall():
+            at_ms = to_ms(read_at)
+            if former.from_ms < at_ms < former.until_ms:
+                energy_wh = former.energy_to_date(at_ms, register_wh)
+                found.append(Point(at_ms=at_ms, energy_wh=energy_wh))
+    return found
+
+
+def through_all_meters(meter: MeterView, own: Iterable[Point], former: Iterable[Point]) -> list[Point]:
+    """Put points of a meter and of those before it together; what it read in another place before is left out."""
+    return sorted({*meter.known, *former, *(point for point in own if point >= meter.installation)})
 
 
 async def posted_periods(conn: AsyncConnection, account_id: int, since: date) -> dict[date, PeriodPosted]:
@@ -168,7 +223,46 @@ async def day_demands(
     cursor = await conn.execute(sql("day_demands"), parameters)
     for meter_id, day, demand_w in await cursor.fetchall():
         found.setdefault(by_meter[meter_id].id, {})[day] = demand_w
+    for view in by_meter.values():
+        await add_former_demands(conn, view.meter, found.setdefault(view.id, {}), parameters)
     return found
+
+
+async def add_former_demands(
+    conn: AsyncConnection, meter: MeterView, demands_w: dict[date, int], parameters: Mapping[str, Any]
+) -> None:
+    """Add the demand that earlier meters have seen to that of days; `parameters` are those of `day_demands`."""
+    for former in meter.formers:
+        since, until = from_ms(former.from_ms), from_ms(former.until_ms)
+        if until <= parameters["since"] or since >= parameters["until"]:
+            continue
+        asked = {
+            **parameters,
+            "meter_ids": [former.id],
+            "since": max(since, parameters["since"]),
+            "until": min(until, parameters["until"]),
+        }
+        cursor = await conn.execute(sql("day_demands"), asked)
+        for _, day, demand_w in await cursor.fetchall():
+            demands_w[day] = max(demand_w, demands_w.get(day, 0))
+
+
+def _energy_to_date(segments: Sequence[Segment], at_ms: int, register_wh: int) -> int:
+    segment = _segment_at(segments, at_ms)
+    return segment.start_wh + register_wh - segment.register_wh
+
+
+def _start_of(segments: Sequence[Segment], installed_ms: int) -> Point:
+    return Point(at_ms=installed_ms, energy_wh=_segment_at(segments, installed_ms).start_wh)
+
+
+def _segment_at(segments: Sequence[Segment], at_ms: int) -> Segment:
+    segment = segments[0]
+    for later in segments[1:]:
+        if later.from_ms > at_ms:
+            break
+        segment = later
+    return segment
 
 
 def _point(meter: MeterView, read_at: datetime, register_wh: int) -> Point:
@@ -183,6 +277,8 @@ def _view_from_row(row: dict[str, Any], tariffs: Mapping[str, Tariff], rules: Su
     anchor = checkpoint.anchor
     terms = _terms_from_row(row, tariffs)
     seen = [_point(meter, at, wh) for at, wh in zip(row["ats"] or (), row["registers"] or (), strict=True)]
+    if meter.formers:
+        seen = through_all_meters(meter, seen, ())
     order = None
     if row["open_order_id"] is not None:
         order = OpenOrder(
@@ -242,6 +338,10 @@ def _checkpoint_from_row(row: dict[str, Any]) -> Checkpoint:
     )
 
 
+def _segments(rows: Iterable[Sequence[int]]) -> tuple[Segment, ...]:
+    return tuple(Segment(from_ms=at, register_wh=wh, start_wh=start) for at, wh, start in rows)
+
+
 def _meter_from_row(row: dict[str, Any]) -> MeterView:
     return MeterView(
         id=row["meter_id"],
@@ -250,12 +350,16 @@ def _meter_from_row(row: dict[str, Any]) -> MeterView:
         rated_w=row["rated_w"],
         register_end_wh=row["register_end_wh"],
         installed_ms=to_ms(row["installed_at"]),
-        segments=tuple(Segment(from_ms=at, register_wh=wh, start_wh=start) for at, wh, start in row["segments"]),
+        segments=_segments(row["segments"]),
         relay=Supply(row["relay"]) if row["relay"] else None,
         relay_at_ms=to_ms(row["relay_at"]) if row["relay_at"] else None,
         make=row["make"],
         model=row["model"],
         may_export=row["may_export"],
+        formers=tuple(
+            FormerMeter(id=meter_id, from_ms=since_ms, until_ms=until_ms, segments=_segments(segments))
+            for meter_id, since_ms, until_ms, segments in row["formers"] or ()
+        ),
     )
 
 

@@ -33,7 +33,7 @@ from billing.rerate import (
 )
 from billing.running import PeriodPosted, Point
 from billing.terms import ONE_DAY, Assignment, Terms
-from db.accounts import AccountView
+from db.accounts import AccountView, add_former_demands
 from db.correction_rows import (
     EditedReading,
     assessed_by,
@@ -184,7 +184,7 @@ async def _work_out(
         before = State(checkpoint=view.checkpoint, terms=view.terms, points=view.points)
         posted = booked.get(account_id, {})
         try:
-            _require_one_meter(view, start, calendar)
+            _require_metered(view, start, calendar)
             if isinstance(proposal.scope, OverhaulScope):
                 target.assessments_wh = _assessments(proposal.scope, view, posted, curves[account_id], start, calendar)
             rerated = rerate(
@@ -315,7 +315,7 @@ async def _edits_of(conn: AsyncConnection, proposal: Proposal, view: AccountView
     scope = proposal.scope
     assert isinstance(scope, EditScope), "an edit has a scope of its kind"
     edits = [
-        EditedReading(meter_id=edit.meter_id, read_at=edit.read_at, import_wh=edit.import_wh)
+        EditedReading(meter_id=edit.meter_id, read_at=edit.read_at, import_wh=edit.import_wh, estimated=edit.estimated)
         for edit in scope.edits
         if edit.meter_id == view.meter.id
     ]
@@ -357,13 +357,7 @@ async def _curves(
         at_ms = {*closed_edges_ms(parts, end, calendar), *(calendar.midnight_ms(day) for day in days), latest_ms + 1}
         edges += [(view, at) for at in (*target.edge_ats, *(from_ms(edge_ms) for edge_ms in sorted(at_ms)))]
     found = await points_of_many(conn, edges)
-    install = {
-        account_id: Point(
-            at_ms=views[account_id].meter.installed_ms, energy_wh=views[account_id].meter.segments[0].start_wh
-        )
-        for account_id in targets
-    }
-    return {account_id: sorted({install[account_id], *found.get(account_id, ())}) for account_id in targets}
+    return {account_id: sorted({*views[account_id].meter.known, *found.get(account_id, ())}) for account_id in targets}
 
 
 async def _demands(
@@ -392,6 +386,8 @@ async def _demands(
     cursor = await conn.execute(sql("day_demands"), parameters)
     for meter_id, day, demand_w in await cursor.fetchall():
         found[asking[meter_id]][day] = demand_w
+    for account_id, demands_w in found.items():
+        await add_former_demands(conn, views[account_id].meter, demands_w, parameters)
     return found
 
 
@@ -417,9 +413,9 @@ def _assessments(
     return found
 
 
-def _require_one_meter(view: AccountView, start: date, calendar: LocalCalendar) -> None:
-    """Refuse bill parts from before the present meter: its registers say nothing about them."""
-    installed_on = calendar.day_of(view.meter.installed_ms)
+def _require_metered(view: AccountView, start: date, calendar: LocalCalendar) -> None:
+    """Refuse bill parts from before the first meter that is known: no register says anything about them."""
+    installed_on = calendar.day_of(view.meter.known[0].at_ms)
     if start < installed_on and view.terms.opened_on < installed_on:
         raise CorrectionRefused(
             f"expected days that meter {view.meter.serial} has metered, since {installed_on}, got days from {start}"

@@ -11,24 +11,30 @@ from datetime import date, datetime
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
 
 from billing.calendar import from_ms, to_ms
 from billing.rerate import CorrectionRefused
 from billing.running import PeriodPosted, Point
 from billing.tariff import Tariff
 from billing.terms import Assignment, Terms
-from db.accounts import AccountView
+from db.accounts import AccountView, former_points, through_all_meters
+from db.correction_scope import EstimatedFrom
 from db.named import sql
 from db.tariffs import tariffs_by_checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditedReading:
-    """A register to put in the place of a reading's; None makes the reading void."""
+    """A register to put in the place of a reading's; None makes the reading void.
+
+    With `estimated` nothing was read at that instant: the register is an estimate, or None where one is taken back.
+    """
 
     meter_id: int
     read_at: datetime
     import_wh: int | None
+    estimated: EstimatedFrom | None = None
 
 
 async def booked_since(conn: AsyncConnection, starts: Mapping[int, date]) -> dict[int, dict[date, PeriodPosted]]:
@@ -59,6 +65,10 @@ async def points_of_many(
         at_ms = to_ms(read_at)
         energy_wh = by_id[account_id].meter.energy_to_date(at_ms, register_wh)
         found[account_id].append(Point(at_ms=at_ms, energy_wh=energy_wh))
+    for view in by_id.values():
+        if view.meter.formers:
+            former = await former_points(conn, view.meter, [at for each, at in edges if each.id == view.id])
+            found[view.id] = through_all_meters(view.meter, found[view.id], former)
     return found
 
 
@@ -156,14 +166,69 @@ async def edits_undoing(conn: AsyncConnection, correction_id: int, meter_id: int
             raise CorrectionRefused("expected readings that no later correction has edited; reverse that one first")
         import_wh = before_wh if edited_before else received_wh
         found.append(EditedReading(meter_id=meter, read_at=read_at, import_wh=import_wh))
+    found += await estimates_undoing(conn, correction_id, meter_id)
     if not found:
         raise CorrectionRefused("nothing changes")
     return found
 
 
+async def estimates_undoing(conn: AsyncConnection, correction_id: int, meter_id: int) -> list[EditedReading]:
+    """Return what takes a correction's estimates of a meter back; readings that came since have ended some already."""
+    cursor = await conn.execute(sql("estimates_by"), {"id": correction_id, "meter_id": meter_id})
+    return [
+        EditedReading(
+            meter_id=meter_id,
+            read_at=read_at,
+            import_wh=None,
+            estimated=EstimatedFrom(
+                rule=rule, inputs=inputs, from_at=from_at, from_wh=from_wh, to_at=to_at, to_wh=to_wh
+            ),
+        )
+        for read_at, rule, inputs, from_at, from_wh, to_at, to_wh in await cursor.fetchall()
+    ]
+
+
+async def write_estimates(conn: AsyncConnection, correction_id: int, edits: Sequence[EditedReading]) -> None:
+    """Put estimated registers into gaps, in the place of earlier estimates, or take them back.
+
+    Raises: CorrectionRefused where a gap is no longer between the readings that the estimate was made of.
+    """
+    keys: dict[str, object] = {
+        "meter_ids": [edit.meter_id for edit in edits],
+        "ats": [edit.read_at for edit in edits],
+        "correction_id": correction_id,
+    }
+    await conn.execute(sql("withdraw_estimates"), keys)
+    made = [(edit, edit.estimated) for edit in edits if edit.import_wh is not None and edit.estimated is not None]
+    if not made:
+        return
+    parameters = {
+        "meter_ids": [edit.meter_id for edit, _ in made],
+        "ats": [edit.read_at for edit, _ in made],
+        "import_whs": [edit.import_wh for edit, _ in made],
+        "rules": [since.rule for _, since in made],
+        "inputs": [Jsonb(dict(since.inputs)) for _, since in made],
+        "from_ats": [since.from_at for _, since in made],
+        "from_whs": [since.from_wh for _, since in made],
+        "to_ats": [since.to_at for _, since in made],
+        "to_whs": [since.to_wh for _, since in made],
+        "correction_id": correction_id,
+    }
+    await conn.execute(sql("add_estimates"), parameters)
+    cursor = await conn.execute(sql("count_held_estimates"), {"id": correction_id})
+    row = await cursor.fetchone()
+    if row is None or row[0] < len(made):
+        raise CorrectionRefused("expected a gap that is still open between the same readings, got one that has changed")
+
+
 async def write_edits(conn: AsyncConnection, correction_id: int, edits: Iterable[EditedReading]) -> None:
     """Put registers in the place of readings, and of earlier edits of them."""
-    rows = list(edits)
+    every = list(edits)
+    if estimates := [edit for edit in every if edit.estimated is not None]:
+        await write_estimates(conn, correction_id, estimates)
+    rows = [edit for edit in every if edit.estimated is None]
+    if not rows:
+        return
     keys: dict[str, object] = {
         "meter_ids": [edit.meter_id for edit in rows],
         "ats": [edit.read_at for edit in rows],

@@ -51,13 +51,29 @@ class TermsScope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatedFrom:
+    """What a register was estimated from: the rule's name, its inputs, and the readings on both sides of the gap."""
+
+    rule: str
+    inputs: Mapping[str, Any]  # JSON values of the rule's own.
+    from_at: datetime
+    from_wh: int
+    to_at: datetime
+    to_wh: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingEdit:
-    """A reading of a meter and the register to put in its place; None makes it void."""
+    """A reading of a meter and the register to put in its place; None makes it void.
+
+    Invariants: with `estimated` nothing was read at that instant, and there is a register.
+    """
 
     serial: str
     meter_id: int
     read_at: datetime
     import_wh: int | None
+    estimated: EstimatedFrom | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +109,7 @@ def scope_to_json(scope: Scope) -> dict[str, object]:
             fields = {name: getattr(scope, name) for name in TermsScope.__dataclass_fields__}
             return {name: _plain(value) for name, value in fields.items() if value is not None}
         case EditScope(edits=edits, numbers=numbers):
-            rows = [
-                {"serial": e.serial, "meter_id": e.meter_id, "read_at": e.read_at.isoformat(), "import_wh": e.import_wh}
-                for e in edits
-            ]
-            return {"edits": rows, "numbers": list(numbers)}
+            return {"edits": [_edit_to_json(edit) for edit in edits], "numbers": list(numbers)}
         case OverhaulScope(numbers=numbers, overhaul=overhaul):
             return {"numbers": list(numbers), "overhaul": _overhaul_to_json(overhaul)}
         case ReversalScope(reverses=reverses):
@@ -123,6 +135,7 @@ def scope_from_json(kind: CorrectionKind, document: Mapping[str, Any]) -> Scope:
                     meter_id=row["meter_id"],
                     read_at=datetime.fromisoformat(row["read_at"]),
                     import_wh=row["import_wh"],
+                    estimated=_estimated_from_json(row["estimated"]) if "estimated" in row else None,
                 )
                 for row in document["edits"]
             )
@@ -131,6 +144,30 @@ def scope_from_json(kind: CorrectionKind, document: Mapping[str, Any]) -> Scope:
             return OverhaulScope(numbers=tuple(document["numbers"]), overhaul=_overhaul_from_json(document["overhaul"]))
         case _:
             assert_never(kind)
+
+
+def _edit_to_json(edit: ReadingEdit) -> dict[str, object]:
+    row: dict[str, object] = {
+        "serial": edit.serial,
+        "meter_id": edit.meter_id,
+        "read_at": edit.read_at.isoformat(),
+        "import_wh": edit.import_wh,
+    }
+    if (made := edit.estimated) is not None:
+        row["estimated"] = {
+            "rule": made.rule,
+            "inputs": dict(made.inputs),
+            "from_at": made.from_at.isoformat(),
+            "from_wh": made.from_wh,
+            "to_at": made.to_at.isoformat(),
+            "to_wh": made.to_wh,
+        }
+    return row
+
+
+def _estimated_from_json(document: Mapping[str, Any]) -> EstimatedFrom:
+    ats = {name: datetime.fromisoformat(document[name]) for name in ("from_at", "to_at")}
+    return EstimatedFrom(**{**document, **ats})
 
 
 def _plain(value: object) -> object:

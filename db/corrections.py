@@ -53,6 +53,8 @@ DEADLOCKS_MAX = 5
 DEADLOCK_WAIT_S = 0.2
 # More edits at once are a job for a tool that looks at the meters.
 EDITS_MAX = 1_000
+# 35 days of half-hours.
+ESTIMATES_MAX = 1_680
 
 # How many accounts are done, and how many there are at the most.
 Progress = Callable[[int, int], None]
@@ -191,6 +193,18 @@ async def propose_edits(
     )
     numbers = tuple(sorted({number for _, number in meters.values()}))
     return await _add(conn, CorrectionKind.EDIT, EditScope(edits=rows, numbers=numbers), reason, by)
+
+
+async def propose_estimates(
+    conn: AsyncConnection, number: str, edits: Sequence[ReadingEdit], *, reason: str, by: str
+) -> int:
+    """Ask for estimated registers inside a gap of an account's meter; return the correction's id.
+
+    Raises: ProposalRefused.
+    """
+    if not 1 <= len(edits) <= ESTIMATES_MAX or any(edit.estimated is None for edit in edits):
+        raise ProposalRefused(f"estimates: expected 1 to {ESTIMATES_MAX} estimated registers, got {len(edits)}")
+    return await _add(conn, CorrectionKind.EDIT, EditScope(edits=tuple(edits), numbers=(number,)), reason, by)
 
 
 async def propose_overhaul(

@@ -19,7 +19,7 @@ from billing.calendar import LocalCalendar, from_ms, period_of, to_ms
 from billing.journals import JournalKind
 from billing.past_balance import BookedBefore, charge_in_closed_part, owed_at
 from billing.rating import total
-from billing.running import EdgeQuality, Point, close_days
+from billing.running import EdgeQuality, close_days
 from billing.statement import (
     DAY_MAX,
     Brought,
@@ -237,7 +237,7 @@ async def _charge_in_closed_part(conn: AsyncConnection, view: AccountView, at_ms
         first_ms = calendar.midnight_ms(part.first)
         edges_ms += [first_ms, *clock.edges_between(first_ms, at_ms)]
     around = await points_around(conn, view.meter, [from_ms(edge_ms) for edge_ms in edges_ms])
-    install = Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
+    install = view.meter.known[0]
     booked = await _booked_before(conn, view, part.first, fresh.first, day)
     return charge_in_closed_part(view.terms, booked, sorted({install, *around}), at_ms=at_ms, calendar=calendar)
 

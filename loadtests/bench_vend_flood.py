@@ -73,7 +73,8 @@ class Answers:
     def took_ms(self) -> list[float]:
         """Time from when each answered request was due, rising."""
         there = self.answered_ns >= 0
-        return (np.sort(self.answered_ns[there] - self.due_ns[there]) / 1e6).tolist()
+        took: list[float] = (np.sort(self.answered_ns[there] - self.due_ns[there]) / 1e6).tolist()
+        return took
 
     @property
     def seconds(self) -> float:

@@ -6,8 +6,8 @@ never writes, locks an account or looks at a clock. While it runs, its snapshot 
 vacuumed away.
 
 `ledger` reads journals and legs in id order, `accounts` and `meters` read accounts with their meters, `vends` what was
-sold, `floats` what vendors have, `coupons` what is owed for coupons; `offender` shows the first account that breaks
-something.
+sold, `floats` what vendors have, `coupons` what is owed for coupons, `payments` what was paid online; `offender` shows
+the first account that breaks something.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from db.audit.floats import check_floats
 from db.audit.ledger import check_all_dues, check_ledger
 from db.audit.meters import check_batches, former_places
 from db.audit.offender import shown_in_full, shown_lines
+from db.audit.payments import check_payments
 from db.audit.reading import Audit, Limits, Progress, column, first_row, rows
 from db.audit.report import AuditReport, Book, Check
 from db.audit.vends import check_vends
@@ -136,6 +137,7 @@ async def _check_what_is_one(conn: AsyncConnection, audit: Audit) -> None:
     await check_vends(conn, audit)
     await check_floats(conn, audit)
     await check_coupons(conn, audit)
+    await check_payments(conn, audit)
     await check_all_dues(conn, audit)
     await check_unmetered(conn, audit)
 

@@ -23,7 +23,7 @@ from billing.terms import ONE_DAY
 from db.audit.cases import Case, Facts, read_cases
 from db.audit.meters import KnownCurve, check_curves, check_orders
 from db.audit.reading import FIRST_ID, LAST_METER_ID, Audit, Ids, column, rows, slices
-from db.audit.recount import Booked, installation, recounted, strays
+from db.audit.recount import Booked, recounted, strays
 from db.audit.report import Book
 from db.posting import silent_over_part_end
 
@@ -189,7 +189,9 @@ def _check_charged(book: Book, case: Case, last: Point | None, calendar: LocalCa
     running = open_bills(view.checkpoint, view.terms, view.points, calendar)
     charged_wh += sum(energy_wh for energy_wh, _ in running.values())
     # Energy to date begins with the account, also where another meter stands by now.
-    metered_wh = (last or installation(view)).energy_wh
+    begins = view.meter.installation
+    # What the meter read in another place before is not the account's.
+    metered_wh = (last if last and last.at_ms >= begins.at_ms else begins).energy_wh
     if charged_wh != metered_wh:
         text = f", meter {view.meter.serial}: charged {charged_wh} Wh, registers say {metered_wh} Wh"
         _fail(book, "I4-charged", case, text)

@@ -6,18 +6,18 @@ Stage: between the database and the checks of accounts. Judges nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from billing.calendar import LocalCalendar
+from billing.calendar import LocalCalendar, from_ms
 from billing.running import Point
 from billing.terms import BillPart
-from db.accounts import AccountView, look
-from db.audit.recount import Booked, Periods, installation, parts_of
+from db.accounts import AccountView, former_points, look, through_all_meters
+from db.audit.recount import Booked, Periods, parts_of
 from db.named import sql
 from db.posting import closed_edges_ms
 
@@ -69,14 +69,16 @@ class Case:
     prepaid_minor: int
     periods: Periods
     parts: list[BillPart]
+    # Of meters that stood there before, around the same edges.
+    former: list[Point] = field(default_factory=list)
 
     def edges_ms(self, calendar: LocalCalendar) -> list[int]:
         """Return the instants around which the curve has to be known."""
         return closed_edges_ms(self.parts, self.view.checkpoint.through, calendar)
 
     def curve(self, around: Sequence[Point]) -> list[Point]:
-        """Return the curve from the installation on."""
-        return sorted({installation(self.view), *around})
+        """Return the curve from the first installation on, from the points of the present meter around its edges."""
+        return through_all_meters(self.view.meter, around, self.former)
 
 
 async def read_cases(
@@ -105,6 +107,11 @@ async def read_cases(
         for row in facts
         if row.id in views
     }
+    for account_id, case in cases.items():
+        if case.view.meter.formers:
+            edges = [from_ms(edge_ms) for edge_ms in case.edges_ms(calendar)]
+            former = await former_points(conn, case.view.meter, edges)
+            cases[account_id] = replace(case, former=former)
     return facts, cases
 
 

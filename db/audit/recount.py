@@ -63,11 +63,6 @@ def parts_of(view: AccountView) -> list[BillPart]:
     return parts_between(view.terms, view.terms.opened_on, view.checkpoint.through)
 
 
-def installation(view: AccountView) -> Point:
-    """Return where an account's curve begins."""
-    return Point(at_ms=view.meter.installed_ms, energy_wh=view.meter.segments[0].start_wh)
-
-
 def recounted(
     parts: Sequence[BillPart], periods: Mapping[date, Booked], curve: Sequence[Point], calendar: LocalCalendar
 ) -> Iterator[Recount]:

@@ -33,6 +33,11 @@ CHECKS = (
     ("I7-floats", "a float is what its last entry left; all of them are the ledger vendor_clearing", "vendors"),
     ("I7-batches", "batches of vendors join without gap or overlap", "batches"),
     ("coupons", "sold and not redeemed, with what licences hold, is the ledger coupons; redeemed is vended", "coupons"),
+    (
+        "payments",
+        "online money is one vend of its order; what went back was taken back; ledger gateway_clearing",
+        "orders",
+    ),
     ("I8", "desired supply follows the balance, and the meter has it or was ordered to", "accounts"),
     ("I8-orders", "one open supply order a meter, rising epochs, no cut-off of a postpaid account", "orders"),
     ("I9", "one alarm per level and arm, none missing", "accounts"),

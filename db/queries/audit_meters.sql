@@ -6,14 +6,15 @@ select meter_id, date_trunc('milliseconds', min(from_at)) from installations whe
 
 -- audit_meters: the meters of an id range, or some of it: present places, accounts and register segments
 select m.id, m.serial, date_trunc('milliseconds', i.from_at) as from_at, a.id as account_id,
-       s.segment_ats, s.registers_wh, s.starts_wh
+       s.segment_ats, s.registers_wh, s.starts_wh, s.moved_ats
 from meters m
 left join installations i on i.meter_id = m.id and i.to_at is null
 left join accounts a on a.usage_point_id = i.usage_point_id and i.role = 'billing'
 left join lateral (
     select array_agg(s.from_at order by s.from_at) as segment_ats,
            array_agg(s.register_wh order by s.from_at) as registers_wh,
-           array_agg(s.start_wh order by s.from_at) as starts_wh
+           array_agg(s.start_wh order by s.from_at) as starts_wh,
+           array_agg(s.from_at order by s.from_at) filter (where s.reason = 'swap') as moved_ats
     from register_segments s where s.meter_id = m.id
 ) s on true
 where m.id > %(after)s and m.id <= %(upto)s and (%(ids)s::integer[] is null or m.id = any(%(ids)s))
@@ -28,6 +29,10 @@ group by r.meter_id
 select meter_id, read_at, import_wh from reading_edits
 where meter_id > %(after)s and meter_id <= %(upto)s and (%(ids)s::integer[] is null or meter_id = any(%(ids)s))
   and replaced_by is null
+
+-- audit_estimates: estimated registers of some meters that hold, in gaps of what was read
+select meter_id, read_at, import_wh from held_estimates
+where meter_id > %(after)s and meter_id <= %(upto)s and (%(ids)s::integer[] is null or meter_id = any(%(ids)s))
 
 -- audit_orders: meters of an id range, or some of it: orders, epochs, open supply orders, cut-offs they must not get
 select o.meter_id, coalesce(m.serial, '?') as serial, min(o.account_id) as account_id, count(*) as orders,

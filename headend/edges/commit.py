@@ -24,6 +24,7 @@ from db.batches import (
     add_segment,
     ask_recheck,
     confirm_order,
+    end_impossible,
     save_relay,
 )
 from db.binary_copy import encode_readings
@@ -48,12 +49,15 @@ from db.posting import lock_free, may_move_closed_edges, post_readings
 from db.prepayment import Prepayment, prepayments_of
 from db.quarantine import settle_released
 from db.readings import columns_from_rows, compare_readings, copy_encoded, copy_readings, neighbours
+from db.rollups import note_late
 from db.sequences import send_arrivals
 from db.token_deliveries import note_entries
 from db.validation_rules import add_flags
 from headend.edges.cache import state_from_view
+from headend.edges.event_alarms import raise_alarms
 from headend.edges.event_notices import store_events
 from headend.edges.noted_rows import flag_rows, settled_rows
+from headend.events import SUPPLY_UNSWITCHABLE
 from headend.gaps import Intervals, Spans, spans_of
 from headend.pipeline import Held, Plan, Segment, place_late
 from headend.state import AccountState, MeterState
@@ -61,7 +65,8 @@ from protocols.columns import concatenate
 from protocols.native import OrderKind, ReplyResult
 from protocols.rows import ReadingRow
 
-# Refused, expired and stale answers leave an order open: it is sent again with backoff until confirmed or superseded.
+# Refused, expired and stale answers leave an order open: it is sent again with backoff until confirmed or superseded. A
+# meter that can never do it says so; then it ends, or stands untried.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -171,7 +176,7 @@ async def write_batch(
             claimed = await take_claim(await send_claim(conn, sorted(made.candidates), {}))
         for meter_id, relay, at_ms in made.relays:
             await save_relay(conn, meter_id, relay.value, from_ms(at_ms))
-        await _write_answers(conn, made)
+        await _write_answers(conn, made, now_ms)
         await store_events(conn, made.events, flags=made.flags, now_ms=now_ms)
         await _note_spans(conn, batch.spans)
         looked_at, views = await _look(conn, made, sorted(claimed.free - claimed.numbers.keys()), rules, now_ms)
@@ -249,8 +254,8 @@ async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) ->
         meter = made.states.get(late.meter.serial, late.meter)
         before = _energy(meter, found.before) if found else None
         if before is None and late.meter.account.id in views:
-            installed = views[late.meter.account.id].meter.segments[0]
-            before = installed.from_ms, installed.start_wh
+            installed = views[late.meter.account.id].meter.installation
+            before = installed.at_ms, installed.energy_wh
         after = _energy(meter, found.after) if found else None
         before = max(filter(None, (before, last.get(late.row.meter_id))), default=None)
         row = place_late(made, late, same=same, before=before, after=after)
@@ -261,6 +266,7 @@ async def _write_late(conn: AsyncConnection, made: Plan, rules: PostingRules) ->
     await copy_readings(conn, list(placed.values()))
     if placed:
         await touch_gaps(conn, {meter_id for meter_id, _ in placed})
+        await note_late(conn, [(row.meter_id, row.read_at) for row in placed.values()])
 
 
 def _energy(meter: MeterState, neighbour: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -275,10 +281,14 @@ async def _note_spans(conn: AsyncConnection, spans: Spans | None) -> None:
         spans.intervals.learn(await note_gaps(conn, spans.found))
 
 
-async def _write_answers(conn: AsyncConnection, made: Plan) -> None:
-    """Write what meters say of their orders, of tokens, and of coupons that were typed at them."""
+async def _write_answers(conn: AsyncConnection, made: Plan, now_ms: int) -> None:
+    """Write what meters say of their orders, of tokens, and of coupons that were typed at them.
+
+    Supply that a meter can never switch as it should be rings: it takes a person to bring it about.
+    """
     await note_entries(conn, made.entries)
     await note_coupon_entries(conn, made.coupons)
+    unswitchable = []
     for meter_id, reply in made.replies:
         if reply.result is ReplyResult.DONE:
             await confirm_order(
@@ -289,6 +299,12 @@ async def _write_answers(conn: AsyncConnection, made: Plan) -> None:
                 # Every reply tells the relay; only an order about the relay is measured by it.
                 relay=reply.relay.value if reply.relay and reply.kind is OrderKind.SUPPLY else None,
             )
+        elif reply.result is ReplyResult.IMPOSSIBLE and await end_impossible(
+            conn, order_id=reply.order_id, meter_id=meter_id, epoch=reply.epoch
+        ):
+            unswitchable.append((meter_id, now_ms, SUPPLY_UNSWITCHABLE))
+    if unswitchable:
+        await raise_alarms(conn, unswitchable, now_ms=now_ms)
 
 
 def _standings(made: Plan) -> dict[int, Standing]:

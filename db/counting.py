@@ -50,7 +50,8 @@ class ShardCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recount:
-    """What batches say was stored, held and refused since ever, beside what the tables hold, as often as it came."""
+    """What batches say was stored, held and refused since ever, beside what the tables hold and what was
+    dropped of them since, as often as it came."""
 
     stored: int
     readings: int
@@ -104,14 +105,17 @@ async def recount(conn: AsyncConnection) -> Recount:
             readings += row[0] if row else 0
         cursor = await conn.execute(sql("count_quarantined"))
         held = await cursor.fetchone()
+        cursor = await conn.execute(sql("counts_dropped"))
+        dropped = await cursor.fetchone()
     assert held is not None, "count_quarantined returns one row"
+    assert dropped is not None, "counts_dropped returns one row"
     return Recount(
         stored=counted.stored,
-        readings=readings,
+        readings=readings + dropped[0],
         quarantined=counted.quarantined,
-        held=held[0],
+        held=held[0] + dropped[1],
         rejected=counted.rejected,
-        refused=held[1],
+        refused=held[1] + dropped[2],
     )
 
 

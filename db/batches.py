@@ -174,6 +174,15 @@ async def confirm_order(conn: AsyncConnection, *, order_id: int, meter_id: int, 
     await conn.execute(sql("confirm_order"), parameters)
 
 
+async def end_impossible(conn: AsyncConnection, *, order_id: int, meter_id: int, epoch: int) -> bool:
+    """Book that a meter can never do what the order it names asked; tell whether it is one of supply, which stands.
+
+    Such a one is tried no more, and nothing else is ordered until a newer decision takes its place.
+    """
+    cursor = await conn.execute(sql("order_impossible"), {"order_id": order_id, "meter_id": meter_id, "epoch": epoch})
+    return await cursor.fetchone() is not None
+
+
 async def ask_recheck(conn: AsyncConnection, account_id: int, late_since: datetime | None = None) -> None:
     """Leave an account that is locked by somebody else to be looked at right after."""
     await conn.execute(sql("ask_recheck"), {"account_id": account_id, "late_since": late_since})

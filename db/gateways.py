@@ -6,7 +6,7 @@ Stage: beside the registry. An operator enters lines and meters; a gateway reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
@@ -60,13 +60,15 @@ class NewPolledMeter:
     relay_model: str | None = None
     relay_unit: int | None = None
     relay_address: int | None = None
+    device_serial: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolledMeter:
-    """A meter as a gateway needs it; what it has obeyed is no part of what it is."""
+    """A meter as a gateway needs it; what it has obeyed, and how it went, is no part of what it is."""
 
     line_id: int
+    meter_id: int
     serial: str
     unit: int
     model: str
@@ -77,7 +79,9 @@ class PolledMeter:
     relay_model: str | None
     relay_unit: int | None
     relay_address: int | None
+    device_serial: str | None
     rated_w: int
+    was_silent: bool = field(default=False, compare=False)
     supply_epoch: int = field(default=0, compare=False)
     supply_order_id: int | None = field(default=None, compare=False)
 
@@ -149,6 +153,7 @@ class ListedMeter:
     relay_model: str | None
     relay_unit: int | None
     relay_address: int | None
+    device_serial: str | None
     enabled: bool
     state: str
     detail: str | None
@@ -161,6 +166,42 @@ async def add_line(conn: AsyncConnection, line: NewLine) -> int:
     row = await cursor.fetchone()
     assert row is not None, "gateway_add_line returns an id"
     return int(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownLine:
+    """Where a line is that was entered."""
+
+    name: str
+    framing: str
+    host: str | None
+    port: int | None
+    device: str | None
+
+
+async def known_lines(conn: AsyncConnection) -> list[KnownLine]:
+    """Return where all lines are."""
+    async with conn.cursor(row_factory=class_row(KnownLine)) as cursor:
+        await cursor.execute(sql("gateway_known_lines"))
+        return await cursor.fetchall()
+
+
+async def registered_serials(conn: AsyncConnection, serials: Sequence[str]) -> set[str]:
+    """Return those of some serials that a registered meter has."""
+    cursor = await conn.execute(sql("import_serials"), {"serials": list(serials)})
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def placed_meters(conn: AsyncConnection, serials: Sequence[str]) -> set[str]:
+    """Return those of some meters that stand on a line."""
+    cursor = await conn.execute(sql("gateway_placed"), {"serials": list(serials)})
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def taken_units(conn: AsyncConnection, names: Sequence[str]) -> dict[tuple[str, int], str]:
+    """Return the units of some lines that are taken, and by which meter."""
+    cursor = await conn.execute(sql("gateway_taken_units"), {"names": list(names)})
+    return {(line, unit): serial for line, unit, serial in await cursor.fetchall()}
 
 
 async def add_polled_meter(conn: AsyncConnection, meter: NewPolledMeter) -> None:
@@ -232,6 +273,16 @@ async def note_obeyed(conn: AsyncConnection, obeyed: Sequence[Obeyed]) -> None:
         "orders": [each.order_id for each in obeyed],
     }
     await conn.execute(sql("gateway_note_obeyed"), parameters)
+
+
+async def wake_orders(conn: AsyncConnection, meter_ids: Collection[int]) -> None:
+    """Let orders of supply that some meters could not carry out be tried again: they have a relay now."""
+    await conn.execute(sql("gateway_wake_orders"), {"meter_ids": sorted(meter_ids)})
+
+
+async def end_gateway_alarms(conn: AsyncConnection, meter_ids: Collection[int], codes: Sequence[int]) -> None:
+    """End what rings of some meters by some codes: they are read again."""
+    await conn.execute(sql("gateway_end_alarms"), {"meter_ids": sorted(meter_ids), "codes": list(codes)})
 
 
 async def list_lines(conn: AsyncConnection) -> list[ListedLine]:

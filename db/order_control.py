@@ -53,13 +53,17 @@ class Unconfirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeSuccess:
-    """How the meters of a make answered supply orders: `again` are those that contradicted before."""
+    """How the meters of a make answered supply orders: `again` are those that contradicted before.
+
+    `impossible` are those that the meter can never carry out; `open` is without them.
+    """
 
     make: str
     sent: int
     confirmed: int
     superseded: int
     open: int
+    impossible: int
     again: int
     median_ms: int | None
     p95_ms: int | None

@@ -23,6 +23,11 @@ SWITCH_CLOSED = 302
 OWN_CODES = 70_000
 COMMUNICATION_LOST = 70_001
 MOVED_BY_ITSELF = 70_002
+SUPPLY_UNSWITCHABLE = 70_003
+VALUES_IMPLAUSIBLE = 70_004
+OTHER_METER = 70_005
+# What the head-end itself sees the end of.
+ENDED_BY_US = frozenset({COMMUNICATION_LOST, VALUES_IMPLAUSIBLE, OTHER_METER})
 # Who hears of yesterday's event can still act; a replay of last year's must tell nobody.
 TOLD_WITHIN_MS = DAY_MS
 # A quarter of an hour: a magnet that is moved about or a cover that is tried again is one thing to hear of.
@@ -89,7 +94,7 @@ def codes_of(severity: Severity) -> set[int]:
 
 def ended_codes() -> set[int]:
     """Return the codes that something else ends; an alarm of any other is over when somebody has seen it."""
-    return {meaning.ends for meaning in EVENTS.values() if meaning.ends is not None} | {COMMUNICATION_LOST}
+    return {meaning.ends for meaning in EVENTS.values() if meaning.ends is not None} | ENDED_BY_US
 
 
 def may_be_told(code: int, at_ms: int, now_ms: int) -> bool:
@@ -193,5 +198,14 @@ EVENTS: Mapping[int, EventMeaning] = {
     COMMUNICATION_LOST: EventMeaning(title="communication lost", sort=EventSort.OTHER, severity=Severity.WARNING),
     MOVED_BY_ITSELF: EventMeaning(
         title="load switch moved without an order", sort=EventSort.SWITCH, severity=Severity.WARNING
+    ),
+    SUPPLY_UNSWITCHABLE: EventMeaning(
+        title="supply cannot be switched as ordered", sort=EventSort.SWITCH, severity=Severity.ALARM
+    ),
+    VALUES_IMPLAUSIBLE: EventMeaning(
+        title="values that no meter of its model has", sort=EventSort.OTHER, severity=Severity.WARNING
+    ),
+    OTHER_METER: EventMeaning(
+        title="another device answers in the meter's place", sort=EventSort.OTHER, severity=Severity.ALARM
     ),
 }  # fmt: skip

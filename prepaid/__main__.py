@@ -26,12 +26,17 @@ from prepaid.access_commands import api_keys_app, audit_trail_command
 from prepaid.account_commands import print_statement
 from prepaid.arguments import CommandRefused, DataDir, Json, read_day, settings_of
 from prepaid.bench_commands import bench_app
+from prepaid.case_commands import cases_app
 from prepaid.contact_commands import contacts_app
 from prepaid.correction_commands import corrections_app
 from prepaid.counting_commands import add_counting_commands
 from prepaid.coupon_commands import coupons_app
 from prepaid.event_commands import alarms_app, events_app
+from prepaid.exception_commands import exceptions_app
+from prepaid.export_commands import export_answer_command
+from prepaid.feeder_commands import feeders_app
 from prepaid.gap_commands import gaps_app
+from prepaid.gateway_commands import gateway_app
 from prepaid.import_commands import import_command
 from prepaid.key_commands import vending_keys_app
 from prepaid.meter_record_commands import keys_app, token_command
@@ -44,15 +49,18 @@ from prepaid.processes import calendar_of
 from prepaid.quarantine_commands import quarantine_app
 from prepaid.report_commands import report_app
 from prepaid.settings import PrepaidError
+from prepaid.storage_commands import rollup_command, storage_app
 from prepaid.sts_commands import sts_app
 from prepaid.supply_commands import supply_app
 from prepaid.supply_rule_commands import supply_rules_app
+from prepaid.swap_commands import swap_command
 from prepaid.system import running_system
 from prepaid.tariff_commands import tariffs_app
 from prepaid.threshold_commands import thresholds_command
 from prepaid.validation_commands import export_command, validation_rules_app
 from prepaid.vendor_commands import vendors_app
 from prepaid.worker_commands import workers_command
+from protocols.modbus.maps import MapError
 
 app = typer.Typer(
     name="prepaid",
@@ -69,6 +77,7 @@ app.add_typer(sts_app, name="sts")
 app.add_typer(meters_app, name="meters")
 meters_app.add_typer(keys_app, name="keys")
 meters_app.command(name="token")(token_command)
+meters_app.command(name="swap")(swap_command)
 app.add_typer(paygo_app, name="paygo")
 app.add_typer(vending_keys_app, name="keys")
 app.add_typer(module_app, name="module")
@@ -79,6 +88,8 @@ accounts_app.command(name="export")(export_command)
 add_account_commands(accounts_app)
 app.add_typer(money_app, name="money")
 app.add_typer(corrections_app, name="corrections")
+app.add_typer(cases_app, name="cases")
+app.add_typer(exceptions_app, name="exceptions")
 app.add_typer(rules_app, name="rules")
 app.add_typer(supply_rules_app, name="supply-rules")
 app.add_typer(vendors_app, name="vendors")
@@ -89,15 +100,20 @@ app.add_typer(contacts_app, name="contacts")
 app.add_typer(tariffs_app, name="tariffs")
 app.add_typer(bench_app, name="bench")
 app.add_typer(report_app, name="report")
+app.command(name="export")(export_answer_command)
+app.add_typer(feeders_app, name="feeders")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(validation_rules_app, name="validation-rules")
 app.add_typer(gaps_app, name="gaps")
+app.add_typer(gateway_app, name="gateway")
 app.command(name="import")(import_command)
 app.add_typer(supply_app, name="supply")
 app.add_typer(events_app, name="events")
 app.add_typer(alarms_app, name="alarms")
 add_counting_commands(app)
 app.command(name="workers")(workers_command)
+app.add_typer(storage_app, name="storage")
+app.command(name="rollup")(rollup_command)
 app.add_typer(api_keys_app, name="api-keys")
 app.command(name="audit-trail")(audit_trail_command)
 
@@ -115,6 +131,7 @@ REFUSALS = (
     DatabaseError,
     StreamError,
     ProfileError,
+    MapError,
     psycopg.OperationalError,
     *UNUSABLE_FILES,
 )

@@ -71,10 +71,11 @@ def _refusals() -> Iterator[None]:
 
 @api_keys_app.command(name="add")
 def add_key(
-    role: Annotated[str, typer.Argument(help="vendor, supervisor, engineer, cashier, auditor or consumer.")],
+    role: Annotated[str, typer.Argument(help="vendor, supervisor, engineer, cashier, auditor, reader or consumer.")],
     by: By,
     vendor: Annotated[str | None, typer.Option(help="Of a vendor's key: the vendor's name.")] = None,
     account: Annotated[str | None, typer.Option(help="Of a consumer's key: the account's number.")] = None,
+    area: Annotated[str | None, typer.Option(help="Of a reader's key: the one area that it sees.")] = None,
     terminal: Annotated[str | None, typer.Option(help="The one terminal that the key is for.")] = None,
     scope: Annotated[list[str] | None, typer.Option(help="Only this of what the role may; more than once.")] = None,
     label: Annotated[str, typer.Option(help="What the key is for, to tell it from others.")] = "",
@@ -100,6 +101,7 @@ def add_key(
             kind,
             vendor=vendor,
             account_id=account_id,
+            area=None if area is None else read_words("area", area),
             scopes=scopes,
             terminal=place,
             label=label and read_words("label", label),
@@ -193,7 +195,7 @@ def list_keys_command(
         console.print_json({"keys": [_key_shown(each, settings) for each in keys]})
         return
     for each in keys:
-        owner = each.vendor or (each.account and f"account {each.account}") or ""
+        owner = each.vendor or (each.account and f"account {each.account}") or (each.area and f"area {each.area}") or ""
         state = "in force" if each.active else "ended"
         until = f" until {local(each.ends_at, settings)}" if each.active and each.ends_at else ""
         extra = [

@@ -196,6 +196,35 @@ def vend(
         sys.exit(1)
 
 
+@bench_app.command()
+def gateway(
+    meters: Annotated[int, typer.Option(help="How many simulated Modbus meters are polled, a multiple of 20.")] = 2_000,
+    poll_s: Annotated[int, typer.Option("--poll-s", help="Seconds between two polls of a meter.")] = 60,
+    seconds: Annotated[int, typer.Option(help="How long each of the two rounds lasts.")] = 180,
+    profile: Annotated[
+        Path | None, typer.Option(help="Recorded minutes or hours that the homes draw; without one, a formula.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small load that shows no rate, only that it works.")
+    ] = False,
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Modbus meters polled on time, stored and charged, and raw polls beside pymodbus; status 1 if one was lost."""
+    from loadtests.bench_gateway import FULL, QUICK, bench_gateway
+
+    settings = load_settings()
+    if data is not None:
+        settings = settings.model_copy(update={"data_dir": data})
+    console.configure_logs("warning" if settings.log_level == "info" else settings.log_level)
+    load = QUICK if quick else replace(FULL, meters=meters, poll_s=poll_s, seconds=seconds)
+    with console.progress_bars() as bars:
+        report = bench_gateway(settings, load, bars, profile=profile)
+    _print(report, json_output=json_output)
+    if report["lost"] or not report["complete"]:
+        sys.exit(1)
+
+
 def _print(report: Mapping[str, object], *, json_output: bool) -> None:
     if json_output:
         console.print_json(report)

@@ -47,6 +47,8 @@ from meter_sim.recorded import Profile, parse_profile
 from meter_sim.token_reader import TokenReader
 from prepaid import console
 from prepaid.console import rupees
+from prepaid.demo_modbus import SERIAL as MODBUS_SERIAL
+from prepaid.demo_modbus import enter_modbus_home, modbus_home
 from prepaid.keys import OWN_KRN, OWN_SGC, ensure_own_vending_key, master_key
 from prepaid.processes import calendar_of
 from prepaid.settings import PrepaidError, Settings
@@ -171,12 +173,13 @@ async def _run(system: System, calendar: LocalCalendar, story: _Story, figures: 
         async with fleet, httpx.AsyncClient(base_url=system.api_url, headers=headers, timeout=10) as http:
             await fleet.wait_connected(timeout_s=STEP_S_MAX)
             ids = await accounts_of_meters(conn, [home.serial for home in homes])
-            teller = _Teller(conn, fleet, http, calendar, story, profile, homes, ids)
+            teller = _Teller(system, conn, fleet, http, calendar, story, profile, homes, ids)
             await teller.history()
             await teller.low_alarm()
             await teller.cut_off()
             await teller.recharge()
             await teller.others()
+            await teller.modbus(rules)
         await teller.statement(rules, figures)
         system.stop()
         await teller.audit()
@@ -187,6 +190,7 @@ class _Teller:
 
     def __init__(
         self,
+        system: System,
         conn: AsyncConnection,
         fleet: Fleet,
         http: httpx.AsyncClient,
@@ -196,6 +200,7 @@ class _Teller:
         homes: Sequence[_Home],
         ids: dict[str, tuple[int, int]],
     ) -> None:
+        self._system = system
         self._conn = conn
         self._ids = ids
         self._fleet = fleet
@@ -293,6 +298,39 @@ class _Teller:
         for home in others:
             await self._confirmed(home, "on")
         self._tell("All of them recharge; supply is back everywhere.")
+
+    async def modbus(self, rules: PostingRules) -> None:
+        """Let a home on a Modbus line run out, be cut by its coil, recharge, and be restored; each is read back."""
+        async with modbus_home() as home:
+            meter, story = home.meter, self._story
+            sts = _sts_identity(_drn(len(self._homes)))
+            credit = await enter_modbus_home(self._conn, home, self._calendar, rules, tariff_id=TARIFF, sts=sts)
+            ids = await accounts_of_meters(self._conn, [MODBUS_SERIAL])
+            meter_id = ids[MODBUS_SERIAL][0]
+            story.tell(
+                None,
+                f"{MODBUS_SERIAL} is an {home.title} on a Modbus line, with a relay module beside it; a gateway starts"
+                f" to poll it. Its credit of {rupees(credit)} pays for today and a few Wh.",
+            )
+            self._system.start("gateway")
+
+            async def has(relay: str) -> bool:
+                return await order_confirmed(self._conn, meter_id, relay)
+
+            await self._until(lambda: has("off"), "the gateway opens the relay and reads it back")
+            _require(not meter.is_supplied, "the coil has cut the load")
+            register_wh = meter.register_wh(_wall_ms())
+            story.tell(None, f"Its credit is gone: the gateway wrote coil 0 and read it back; {register_wh} Wh stay.")
+            body = {"message_id": "demo-modbus", "meter": MODBUS_SERIAL, "amount": format_minor(RECHARGE_MINOR)}
+            await self._post("/v1/vends", body)
+            await self._until(lambda: has("on"), "the gateway closes the relay and reads it back")
+            _require(meter.is_supplied, "the coil has closed")
+
+            async def moves() -> bool:
+                return meter.register_wh(_wall_ms()) > register_wh
+
+            await self._until(moves, "energy flows again")
+            story.tell(None, "A recharge over HTTP: the gateway closed the relay, read it back, and energy flows.")
 
     async def statement(self, rules: PostingRules, figures: dict[str, object]) -> None:
         """Post the closed days, print the statement and the delays."""
@@ -428,10 +466,24 @@ def _profile() -> Profile:
     return parse_profile("home_hourly.csv", data)
 
 
+def _drn(number: int) -> str:
+    body = f"99{number:08d}"
+    return body + str(luhn_check_digit(body))
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _sts_identity(drn: str) -> StsIdentity:
+    return StsIdentity(
+        drn=drn, ea=11, dkga=4, sgc=OWN_SGC, key_type=2, krn=OWN_KRN, tariff_index="01", ken=255, base_year=2014
+    )
+
+
 def _home(number: int, vending_key: bytes) -> _Home:
     """Make one home and its meter; the meter gets its own decoder key, as from the factory."""
-    body = f"99{number:08d}"
-    drn = body + str(luhn_check_digit(body))
+    drn = _drn(number)
     record = MeterKeyRecord(
         iin="600727",
         drn=Drn(drn),
@@ -469,20 +521,9 @@ async def _register(
     days = {from_ms(at_ms).date() for at_ms in (*profile.start_ms, *profile.end_ms)}
     await ensure_partitions(conn, days)
     await ensure_own_vending_key(conn, master_key(settings), vending_key)
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = _wall_ms()
     for home in homes:
-        sts = StsIdentity(
-            drn=home.drn,
-            ea=11,
-            dkga=4,
-            sgc=OWN_SGC,
-            key_type=2,
-            krn=OWN_KRN,
-            tariff_index="01",
-            ken=255,
-            base_year=2014,
-        )
-        end_wh = 10**REGISTER_DIGITS
+        sts, end_wh = _sts_identity(home.drn), 10**REGISTER_DIGITS
         await add_meter(conn, NewMeter(serial=home.serial, rated_w=RATED_W, register_end_wh=end_wh, sts=sts))
         account = NewAccount(
             number=home.serial,

@@ -6,7 +6,7 @@ Stage: the command line's outermost layer, as in `__main__`.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,7 +19,7 @@ from prepaid.settings import PrepaidError
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-    from db.gateways import ListedLine, ListedMeter
+    from db.gateways import ListedLine, ListedMeter, NewLine
     from headend.edges.modbus_probe import Found, ProbeReport
 
 gateway_app = typer.Typer(help="Meters polled over Modbus.", invoke_without_command=True)
@@ -31,8 +31,6 @@ gateway_app.add_typer(lines_app, name="lines")
 gateway_app.add_typer(meters_app, name="meters")
 
 ROWS_SHOWN, ROWS_SHOWN_MAX = 200, 10_000
-# As IANA has it.
-MODBUS_PORT = 502
 
 Tcp = Annotated[str | None, typer.Option("--tcp", help="HOST[:PORT] of a line that speaks Modbus TCP.")]
 RtuTcp = Annotated[str | None, typer.Option("--rtu-tcp", help="HOST:PORT of a converter that passes RTU on.")]
@@ -92,11 +90,11 @@ def probe_command(
         where = LineAddress(
             framing=framing,
             timeout_s=timeout_ms / 1000,
-            host=place["host"],  # type: ignore[arg-type]  # Fields of one row, of two types.
-            port=place["port"],  # type: ignore[arg-type]
-            device=place["device"],  # type: ignore[arg-type]
-            baud=place["baud"],  # type: ignore[arg-type]
-            parity=place["parity"],  # type: ignore[arg-type]
+            host=place.host,
+            port=place.port,
+            device=place.device,
+            baud=place.baud,
+            parity=place.parity,
         )
         return await open_line(where, _ignore, _ignore_count)
 
@@ -111,6 +109,47 @@ def probe_command(
         _print_report(report, every=every)
     if report.best is None:
         raise typer.Exit(1)
+
+
+@gateway_app.command(name="simulate")
+def simulate_command(
+    models: Annotated[list[str], typer.Argument(help="Models of the meters, unit 1 first, see gateway maps list.")],
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on loopback; 0 takes a free one.")] = 5_020,
+    rtu: Annotated[bool, typer.Option("--rtu", help="RTU over TCP instead of Modbus TCP.")] = False,
+    load_w: Annotated[int, typer.Option(min=0, max=15_000, help="W that each home draws.")] = 800,
+    register_wh: Annotated[int, typer.Option(min=0, help="Where the registers begin, Wh.")] = 5_000,
+) -> None:
+    """Let simulated meters stand on a line of this machine, each with a relay on a module, until Ctrl-C."""
+    from prepaid.gateway_parts import known_maps
+    from prepaid.gateway_simulation import METERS_MAX, run_simulated_line
+
+    maps = known_maps(settings_of(None).gateway_maps)
+    for model in models:
+        if model not in maps or maps[model].is_relay_only:
+            known = ", ".join(sorted(each for each in maps if not maps[each].is_relay_only))
+            raise GatewayRefused(f"model: expected one of {known}, got {model!r}")
+    if len(models) > METERS_MAX:
+        raise GatewayRefused(f"models: expected at most {METERS_MAX}, got {len(models)}")
+    try:
+        run_simulated_line(models, maps, port=port, rtu=rtu, load_w=load_w, register_wh=register_wh)
+    except OSError as error:
+        raise GatewayRefused(f"port: expected a free one, got {error}") from None
+
+
+@gateway_app.command(name="import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="CSV with a header line.")],
+    data: DataDir = None,
+    json_output: Json = False,
+) -> None:
+    """Enter lines and meters from a CSV file, all or none; meters that are on a line are left as they are."""
+    from prepaid.gateway_import import run_import_gateway
+
+    done = run_import_gateway(settings_of(data), file)
+    if json_output:
+        console.print_json(asdict(done))
+    else:
+        line(f"{done.lines} new lines, {done.added} meters placed, {done.known} were there")
 
 
 @maps_app.command(name="list")
@@ -158,10 +197,9 @@ def add_line_command(
     data: DataDir = None,
 ) -> None:
     """Enter a line, or give one another address; gateways that run take it up within seconds."""
-    from db.gateways import NewLine, add_line
+    from db.gateways import add_line
 
-    place = _place(tcp, rtu_tcp, serial, baud, parity)
-    new = NewLine(name=name, timeout_ms=timeout_ms, **place)  # type: ignore[arg-type]  # Fields of one row.
+    new = replace(_place(tcp, rtu_tcp, serial, baud, parity), name=name, timeout_ms=timeout_ms)
 
     async def work(conn: AsyncConnection) -> None:
         await add_line(conn, new)
@@ -219,23 +257,14 @@ def add_meter_command(
     relay_model: Annotated[str | None, typer.Option(help="Map of the module whose coil is its relay.")] = None,
     relay_unit: Annotated[int | None, typer.Option(min=0, max=255, help="Unit of that module.")] = None,
     relay_address: Annotated[int | None, typer.Option(min=0, max=65_535, help="Wire address of the coil.")] = None,
+    device_serial: Annotated[str | None, typer.Option(help="What its own serial register must say.")] = None,
     data: DataDir = None,
 ) -> None:
     """Place a registered meter on a line; from then on it is polled, and its orders leave over Modbus."""
     from db.gateways import NewPolledMeter, add_polled_meter
-    from prepaid.gateway_parts import known_maps
-    from protocols.modbus.sunspec import SUNSPEC
+    from prepaid.gateway_parts import fault_of, known_maps
 
     settings = settings_of(data)
-    maps = known_maps(settings.gateway_maps)
-    for name in (model, relay_model):
-        if name is not None and name not in maps and not name.startswith(SUNSPEC):
-            raise GatewayRefused(f"model: expected one of {', '.join(sorted(maps))}, got {name!r}")
-    if (relay_model is None) != (relay_unit is None) or (relay_address is not None and relay_model is None):
-        raise GatewayRefused("relay: expected --relay-model and --relay-unit together, --relay-address only with them")
-    doubts = maps[model].doubts if model in maps else ()
-    if doubts and not confirmed:
-        raise GatewayRefused(f"model {model}: expected {', '.join(doubts)} to be confirmed by a probe (--confirmed)")
     meter = NewPolledMeter(
         serial=serial,
         line=on_line,
@@ -248,7 +277,11 @@ def add_meter_command(
         relay_model=relay_model,
         relay_unit=relay_unit,
         relay_address=relay_address,
+        device_serial=device_serial,
     )
+    fault = fault_of(meter, known_maps(settings.gateway_maps))
+    if fault is not None:
+        raise GatewayRefused(f"{fault.field}: expected {fault.expected}, got {fault.got!r}")
 
     async def work(conn: AsyncConnection) -> None:
         await add_polled_meter(conn, meter)
@@ -304,26 +337,25 @@ def enable_meter_command(
     line(f"meter {serial}: {'not polled' if off else 'polled'}")
 
 
-def _place(
-    tcp: str | None, rtu_tcp: str | None, serial: str | None, baud: int, parity: str
-) -> dict[str, str | int | None]:
-    """Return where a line is, as the fields of its row.
+def _place(tcp: str | None, rtu_tcp: str | None, serial: str | None, baud: int, parity: str) -> NewLine:
+    """Return where a line is; it has no name yet.
 
     Raises: GatewayRefused.
     """
-    if sum(each is not None for each in (tcp, rtu_tcp, serial)) != 1:
+    from prepaid.gateway_parts import placed_at
+
+    ways = {"tcp": tcp, "rtu_tcp": rtu_tcp, "port": serial}
+    given = [(way, text) for way, text in ways.items() if text is not None]
+    if len(given) != 1:
         raise GatewayRefused("line: expected one of a host, a converter and a serial port")
     if parity not in ("none", "even", "odd"):
         raise GatewayRefused(f"parity: expected none, even or odd, got {parity!r}")
-    place: dict[str, str | int | None] = dict.fromkeys(("host", "port", "device", "baud", "parity"))
-    if serial is not None:
-        return place | {"framing": "rtu", "device": serial, "baud": baud, "parity": parity}
-    host, _, port = (tcp or rtu_tcp or "").rpartition(":")
-    if not host:
-        host, port = port, str(MODBUS_PORT)
-    if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise GatewayRefused(f"address: expected HOST:PORT, got {tcp or rtu_tcp!r}")
-    return place | {"framing": "tcp" if tcp else "rtu", "host": host.strip("[]"), "port": int(port)}
+    ((way, text),) = given
+    place = placed_at(way, text, baud, parity)
+    if place is None:
+        expected = "a serial port such as /dev/ttyUSB0" if way == "port" else "HOST:PORT"
+        raise GatewayRefused(f"address: expected {expected}, got {text!r}")
+    return place
 
 
 def _where(place: dict[str, object]) -> str:
@@ -340,6 +372,8 @@ def _print_report(report: ProbeReport, *, every: bool) -> None:
             f" base {found.map.base}, word order {found.map.word_order.value}"
             + (f", serial {found.serial}" if found.serial else "")
         )
+        if not found.is_order_told:
+            line("    the other word order makes sense of the same words, too: compare with its display")
         for quantity, value in found.values.items():
             line(f"    {quantity:<16} {'none' if value is None else value}")
     if report.rivals:
@@ -381,6 +415,7 @@ def _found_to_json(found: Found) -> dict[str, object]:
         "model": found.map.model,
         "base": found.map.base,
         "word_order": found.map.word_order.value,
+        "word_order_told": found.is_order_told,
         "serial": found.serial,
         "identified": found.is_identified,
         "values": dict(found.values),

@@ -142,16 +142,56 @@ def run_bridge(settings: Settings) -> None:
     _run(body)
 
 
+def run_gateway(settings: Settings) -> None:
+    """Run a Modbus gateway.
+
+    Raises: OutboxTaken when another gateway has this member's folder; MapError for an unusable map of ours.
+    """
+    from headend.edges.gateway import Gateway, GatewaySettings
+    from headend.edges.gateway_metrics import GatewayMetrics
+    from prepaid.gateway_parts import known_maps, publishers
+
+    nats_url = _required(settings.nats_url, "PREPAID_NATS_URL")
+    host, port = mqtt_address(settings.mqtt_url, nats_url=nats_url)
+    gateway_settings = GatewaySettings(
+        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
+        nats_url=nats_url,
+        lease_s=settings.lease_s,
+        folder=settings.data_dir / f"gateway-{settings.gateway_member}",
+        outbox_bytes_max=settings.gateway_outbox_mb_max * 1_000_000,
+    )
+    maps = known_maps(settings.gateway_maps)
+    metrics = GatewayMetrics()
+
+    async def body(stop: asyncio.Event) -> None:
+        with serve_metrics(metrics.registry, settings.gateway_metrics_port):
+            broker = publishers(nats_url, host, port, ack_wait_s=settings.ack_wait_s)
+            await Gateway(gateway_settings, maps, metrics, broker).run(stop)
+
+    _run(body)
+
+
 def run_watch(settings: Settings) -> None:
-    """Run a watch: what only time shows, and what is counted apart from the batches."""
+    """Run a watch: what only time shows, what is counted apart from the batches, and the rollups of readings."""
+    from db.storage_classes import parse_retention
+    from headend.edges.rollup import Rollup, RollupSettings
     from headend.edges.watch import Watch, WatchSettings
 
-    watch_settings = WatchSettings(
-        database_url=_required(settings.database_url, "PREPAID_DATABASE_URL"),
-        calendar=calendar_of(settings),
-        silent_after_h=settings.silent_after_h,
+    database_url, calendar = _required(settings.database_url, "PREPAID_DATABASE_URL"), calendar_of(settings)
+    watch_settings = WatchSettings(database_url=database_url, calendar=calendar, silent_after_h=settings.silent_after_h)
+    rollup_settings = RollupSettings(
+        database_url=database_url,
+        calendar=calendar,
+        # Nothing goes by itself before somebody has decided for how long it is kept.
+        retention=parse_retention(settings.retention) if settings.retention else None,
     )
-    _run(Watch(watch_settings).run)
+
+    async def body(stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Watch(watch_settings).run(stop), name="watch")
+            group.create_task(Rollup(rollup_settings).run(stop), name="rollup")
+
+    _run(body)
 
 
 def run_api(settings: Settings) -> None:
@@ -174,6 +214,7 @@ def run_api(settings: Settings) -> None:
         security_module=asyncio.run(installation_module(settings, database_url)),
         vend_min_minor=settings.vend_min_minor,
         vend_max_minor=settings.vend_max_minor,
+        held_max_s=settings.held_vend_max_s,
         stale_reading_s=settings.stale_reading_s,
         sms_secret=None if settings.sms_secret is None else settings.sms_secret.encode(),
         master=master_key(settings),

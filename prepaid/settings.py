@@ -24,6 +24,7 @@ from billing.notices.addresses import read_email
 from billing.notices.kinds import NoticeError
 from billing.notices.planning import parse_quiet_hours
 from billing.notices.signing import SECRET_LENGTH_MIN
+from db.storage_classes import RetentionError, parse_retention
 from vending.sts_module_settings import (
     BadModuleSetting,
     ModuleSetup,
@@ -106,6 +107,9 @@ class Settings(BaseSettings):
     )
     vend_min_minor: int = Field(default=1_000, ge=1, description="smallest vend, minor units of the currency")
     vend_max_minor: int = Field(default=5_000_000, ge=1, description="largest vend, minor units of the currency")
+    held_vend_max_s: int = Field(
+        default=172_800, ge=60, description="s after which a held vend that nobody confirmed is taken back"
+    )
     utility_name: str | None = Field(default=None, max_length=96, description="whose name receipts carry; unset: none")
     utility_help: str | None = Field(
         default=None, max_length=192, description="last line of receipts, such as where to get help; unset: none"
@@ -143,6 +147,14 @@ class Settings(BaseSettings):
     bridge_metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="loopback TCP port of a bridge's /metrics; unset: none"
     )
+    gateway_member: int = Field(default=1, ge=1, le=999, description="number of this Modbus gateway: its outbox folder")
+    gateway_outbox_mb_max: int = Field(
+        default=1_000, ge=10, description="MB of readings a gateway keeps on disk while the broker is away"
+    )
+    gateway_maps: Path | None = Field(default=None, description="folder of further Modbus register maps; unset: none")
+    gateway_metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="loopback TCP port of a gateway's /metrics; unset: none"
+    )
     smtp_host: str | None = Field(default=None, description="mail server; unset: no e-mail is sent")
     smtp_port: int = Field(default=587, ge=1, le=65_535, description="TCP port of the mail server")
     smtp_security: Literal["starttls", "tls", "none"] = Field(
@@ -171,6 +183,10 @@ class Settings(BaseSettings):
     )
     notices_per_day_max: int = Field(
         default=10, ge=1, description="messages a local day, account and channel, beside those that were asked for"
+    )
+    retention: str = Field(
+        default="",
+        description="days that classes of data are kept, such as readings=1461; unset: nothing goes by itself",
     )
     master_key_file: Path | None = Field(
         default=None, description="file of the key that seals vending keys; unset: made under data_dir"
@@ -255,6 +271,15 @@ class Settings(BaseSettings):
         try:
             parse_quiet_hours(text)
         except NoticeError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @field_validator("retention")
+    @classmethod
+    def _days_by_class(cls, text: str) -> str:
+        try:
+            parse_retention(text)
+        except RetentionError as error:
             raise ValueError(str(error)) from None
         return text
 

@@ -33,6 +33,7 @@ supply_app.add_typer(exempt_app, name="exempt")
 ROWS_SHOWN, ROWS_SHOWN_MAX = 50, 10_000
 HOURS_MAX = 24 * 31
 WORDS_LENGTH_MAX = 200
+IMPOSSIBLE_SHOWN = "not possible for this make"
 
 Area = Annotated[str | None, typer.Option("--area", help="Only this area.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=ROWS_SHOWN_MAX, help="Rows at most.")]
@@ -53,6 +54,7 @@ class State(StrEnum):
     SENT = "sent"
     CONFIRMED = "confirmed"
     SUPERSEDED = "superseded"
+    IMPOSSIBLE = "impossible"
 
 
 @supply_app.command(name="status")
@@ -172,7 +174,7 @@ def _print_status(status: SupplyStatus, hours: int) -> None:
     _line("")
     _line("open orders")
     for each in status.orders.counts:
-        waits = f", waits for {each.waits_for}" if each.waits_for else ""
+        waits = _waits(each.waits_for)
         what = f"{each.kind} {each.relay or ''}".strip()
         _line(f"  {what:<14} {each.state:<8} {each.count:>8}, oldest {_age(each.oldest_s)}{waits}")
     if not status.orders.counts:
@@ -189,7 +191,8 @@ def _print_status(status: SupplyStatus, hours: int) -> None:
         median = "" if make.median_ms is None else f", half within {make.median_ms} ms, 95 % within {make.p95_ms} ms"
         _line(
             f"  {make.make or '(no make)':<16} sent {make.sent}, confirmed {make.confirmed}, superseded"
-            f" {make.superseded}, open {make.open}, ordered again {make.again}{median}"
+            f" {make.superseded}, open {make.open}, {IMPOSSIBLE_SHOWN} {make.impossible},"
+            f" ordered again {make.again}{median}"
         )
     _line("")
     _print_areas(status.areas)
@@ -211,13 +214,19 @@ def _print_areas(areas: Sequence[LimitedArea]) -> None:
 def _print_orders(orders: Iterable[OrderRow]) -> None:
     for order in orders:
         what = f"{order.kind} {order.relay or order.level or ''}".strip()
-        waits = f", waits for {order.waits_for}" if order.waits_for else ""
+        waits = _waits("impossible" if order.state == "impossible" else order.waits_for)
         later = f", next try {order.next_try_at:%F %T}" if order.next_try_at else ""
         done = f", confirmed {order.confirmed_at:%F %T}" if order.confirmed_at else ""
         _line(
             f"{order.id:>8}  {order.serial:<16} {what:<14} {order.state:<10} epoch {order.epoch}, {order.attempts}"
             f" tries, ordered {order.created_at:%F %T} because of {order.cause}{done}{waits}{later}"
         )
+
+
+def _waits(waits_for: str | None) -> str:
+    if waits_for is None:
+        return ""
+    return f", {IMPOSSIBLE_SHOWN}" if waits_for == "impossible" else f", waits for {waits_for}"
 
 
 def _line(text: str) -> None:

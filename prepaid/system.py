@@ -78,6 +78,10 @@ class System:
         """Return the process id of one of ours."""
         return self._processes[name].child.pid
 
+    def runs(self, name: str) -> bool:
+        """Tell whether one of ours was started and is to run."""
+        return name in self._processes
+
     def start(self, name: str) -> None:
         """Start one of ours: `ingest`, `dispatch`, `notify` or `api`; `ingest.2` is another `ingest`."""
         what, _, number = name.partition(".")

@@ -6,11 +6,17 @@ Stage: the operator's terminal. Starts the parts and processes, prints the addre
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
+import time
 from datetime import date, datetime, timedelta
 from types import FrameType
 
+from psycopg import InterfaceError, OperationalError
+
+from db.gateways import any_line
+from db.pool import APPLICATION_ROLE, connect
 from prepaid import console
 from prepaid.notice_ports import sends_notices
 from prepaid.settings import Settings
@@ -18,6 +24,8 @@ from prepaid.system import System, running_system
 
 PROCESSES = ("dispatch", "watch", "api")
 _LOOK_S = 0.5
+# The first Modbus line that is entered is polled this soon; each look is a connection and a statement, 5 ms.
+LINES_EVERY_S = 10.0
 
 
 def run_up(settings: Settings) -> None:
@@ -32,8 +40,13 @@ def run_up(settings: Settings) -> None:
     with running_system(settings, processes_of(settings)) as system:
         _print_addresses(system)
         closed = _last_due(settings) - timedelta(days=1)
+        gateway_at_s = 0.0
         while not stop.wait(_LOOK_S):
             system.tend()
+            if not system.runs("gateway") and time.monotonic() >= gateway_at_s:
+                gateway_at_s = time.monotonic() + LINES_EVERY_S
+                if _has_lines(system):
+                    system.start("gateway")
             due = _last_due(settings)
             if due > closed:
                 system.start_once("close-day")
@@ -47,6 +60,19 @@ def processes_of(settings: Settings) -> tuple[str, ...]:
     notify = ["notify"] if sends_notices(settings) else []
     bridge = ["bridge"] if settings.sources is not None else []
     return ("ingest", *more_ingest, *PROCESSES, *notify, *bridge)
+
+
+def _has_lines(system: System) -> bool:
+    """Tell whether there are Modbus lines to poll; not while the database is away."""
+
+    async def ask() -> bool:
+        async with await connect(system.parts.database_url, application="prepaid-up", role=APPLICATION_ROLE) as conn:
+            return await any_line(conn)
+
+    try:
+        return asyncio.run(ask())
+    except (OperationalError, InterfaceError, OSError):
+        return False
 
 
 def _last_due(settings: Settings) -> date:

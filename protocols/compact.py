@@ -50,7 +50,13 @@ _CHANNELS: Final = ("export_wh", "voltage_mv", "current_ma", "power_w", "pf_mill
 _FLAGS_MAX: Final = _FIRST_CHANNEL << len(_CHANNELS)
 _RELAYS: Final = (Relay.ON, Relay.LIMITED, Relay.OFF)
 _ORDER_KINDS: Final = (OrderKind.SUPPLY, OrderKind.ALARM, OrderKind.THRESHOLD, OrderKind.READ, OrderKind.TOKEN)
-_RESULTS: Final = (ReplyResult.DONE, ReplyResult.STALE, ReplyResult.EXPIRED, ReplyResult.REFUSED)
+_RESULTS: Final = (
+    ReplyResult.DONE,
+    ReplyResult.STALE,
+    ReplyResult.EXPIRED,
+    ReplyResult.REFUSED,
+    ReplyResult.IMPOSSIBLE,
+)
 # In the order of the interface's page; new ones go to the end.
 _ENTRY_RESULTS: Final = tuple(EntryResult)
 # Flags of replies, and of tokens.

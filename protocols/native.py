@@ -51,12 +51,16 @@ class OrderKind(Enum):
 
 
 class ReplyResult(Enum):
-    """What became of a command at the meter."""
+    """What became of a command at the meter.
+
+    REFUSED may be otherwise at the next try; IMPOSSIBLE is what a meter of this make, as it is wired, can never do.
+    """
 
     DONE = "done"
     STALE = "stale"
     EXPIRED = "expired"
     REFUSED = "refused"
+    IMPOSSIBLE = "impossible"
 
 
 # A struct, since every reading makes one: 0.4 us instead of the 2.3 of a frozen dataclass (2026-11-22).

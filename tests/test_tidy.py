@@ -21,6 +21,7 @@ PURE = (
     "billing/",
     "vending/sts/",
     "vending/openpaygo/",
+    "vending/xmlvend/",
     "headend/pipeline.py",
     "headend/validate.py",
     "headend/state.py",

@@ -50,8 +50,10 @@ left join meters m on m.id = o.meter_id
 left join meter_state s on s.meter_id = o.meter_id
 group by o.meter_id, m.serial order by o.meter_id
 
--- audit_batches: batches, readings stored by them, and batches whose outcomes do not add up
-select count(*), coalesce(sum(stored), 0)::bigint,
+-- audit_batches: batches, readings stored by them and not dropped since, and batches whose outcomes do not add up
+select count(*),
+       coalesce(sum(stored), 0)::bigint
+           - (select coalesce(sum(rows), 0)::bigint from storage_drops where class = 'readings'),
        count(*) filter (where received <> stored + duplicate + rejected + quarantined)
 from batches
 

@@ -161,7 +161,8 @@ select s.account_id, s.period, s.energy_wh,
 from sums s left join by_line l using (account_id, period)
 order by s.account_id, s.period
 
--- points_of_many: the readings next to given instants of many meters, on both sides, up to each one's latest
+-- points_of_many: the readings and estimates next to given instants of many meters, on both sides, up to each one's
+-- latest reading
 select distinct k.account_id, n.read_at, n.import_wh
 from unnest(%(account_ids)s::bigint[], %(meter_ids)s::integer[], %(edges)s::timestamptz[], %(latest)s::timestamptz[])
      as k(account_id, meter_id, edge, latest)
@@ -171,6 +172,12 @@ cross join lateral (
     union all
     (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = k.meter_id and r.read_at >= k.edge and r.read_at <= k.latest order by r.read_at limit 1)
+    union all
+    (select e.read_at, e.import_wh from held_estimates e
+     where e.meter_id = k.meter_id and e.read_at < k.edge and e.read_at <= k.latest order by e.read_at desc limit 1)
+    union all
+    (select e.read_at, e.import_wh from held_estimates e
+     where e.meter_id = k.meter_id and e.read_at >= k.edge and e.read_at <= k.latest order by e.read_at limit 1)
 ) n
 order by k.account_id, n.read_at
 

@@ -173,6 +173,23 @@ update supply_orders o set state = case when a.agrees then 'confirmed' else o.st
     contradicted_at = case when not a.agrees then clock_timestamp() end
 from answered a where o.id = a.id
 
+-- order_impossible: a meter's answer that it can never do the order it names. A message ends by it. An order of supply that
+-- the meter does not report yet stands, so that nothing is ordered anew, and is not tried; returns those.
+with answered as (
+    select o.id, o.kind = 'supply' and o.relay <> coalesce(s.relay, 'on') as stands
+    from supply_orders o join meter_state s on s.meter_id = o.meter_id
+    where o.id = %(order_id)s and o.meter_id = %(meter_id)s and o.epoch = %(epoch)s and o.state in ('pending', 'sent')
+      and o.waits_for is distinct from 'impossible'
+    for update of o skip locked
+), ended as (
+    update supply_orders o set state = case when a.stands then 'pending' else 'impossible' end,
+        waits_for = case when a.stands then 'impossible' end,
+        next_try_at = case when a.stands then 'infinity' else o.next_try_at end, looked_at = clock_timestamp()
+    from answered a where o.id = a.id
+    returning o.id, a.stands
+)
+select id from ended where stands
+
 -- lock_partitions: one process at a time makes partitions; held to the end of the transaction
 select pg_advisory_xact_lock(7405206102)
 

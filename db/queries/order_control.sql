@@ -28,10 +28,12 @@ join supply_orders o on o.id = k.id
 join meters m on m.id = o.meter_id
 order by o.id
 
--- success_by_make: supply orders first sent in the last hours, by make: confirmed, superseded, open, and how long it took
+-- success_by_make: supply orders first sent in the last hours, by make: confirmed, superseded, open,
+-- not possible for the make, and how long it took
 select m.make, count(*) as sent, count(*) filter (where o.state = 'confirmed') as confirmed,
        count(*) filter (where o.state = 'superseded') as superseded,
-       count(*) filter (where o.state in ('pending', 'held', 'sent')) as open,
+       count(*) filter (where o.state in ('pending', 'held', 'sent') and o.waits_for is distinct from 'impossible') as open,
+       count(*) filter (where o.state = 'impossible' or (o.state = 'pending' and o.waits_for = 'impossible')) as impossible,
        count(*) filter (where o.cause = 'reported') as again,
        (percentile_disc(0.5) within group (order by t.ms) filter (where o.state = 'confirmed'))::bigint as median_ms,
        (percentile_disc(0.95) within group (order by t.ms) filter (where o.state = 'confirmed'))::bigint as p95_ms
@@ -63,7 +65,8 @@ select o.id, m.serial, o.kind, o.relay, o.level, o.state, o.epoch, o.area, o.cau
             when o.state in ('pending', 'sent') and o.next_try_at > clock_timestamp() then o.waits_for end as waits_for,
        case when o.state in ('pending', 'sent') and isfinite(o.next_try_at) then o.next_try_at end as next_try_at
 from supply_orders o join meters m on m.id = o.meter_id
-where (%(serial)s::text is null or m.serial = %(serial)s) and (%(states)s::text[] is null or o.state = any(%(states)s))
+where (%(serial)s::text is null or m.serial = %(serial)s) and (%(states)s::text[] is null or o.state = any(%(states)s)
+       or ('impossible' = any(%(states)s) and o.state = 'pending' and o.waits_for = 'impossible'))
   and (%(area)s::text is null or o.area = %(area)s)
 order by o.id desc limit %(most)s
 

@@ -16,6 +16,8 @@ from protocols.topics import command_topic
 
 # The transport of meters that hold their own session with the broker.
 MQTT = "mqtt"
+# Meters that a gateway polls: it takes their commands off the broker in their place.
+MODBUS = "modbus"
 FLUSH_TIMEOUT_S = 5
 
 

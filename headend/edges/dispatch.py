@@ -30,7 +30,7 @@ from db.named import sql
 from db.pool import APPLICATION_ROLE, connect
 from db.supply_rules import rules_in_force
 from headend.dispatch_plan import CutOffLimits, Patience, SendPlan, hours_at, plan_sends
-from headend.edges.command_ports import MQTT, NatsCommands, Outgoing, TransportDown, Transports
+from headend.edges.command_ports import MODBUS, MQTT, NatsCommands, Outgoing, TransportDown, Transports
 from headend.edges.dispatch_metrics import DispatchMetrics
 from headend.edges.due_orders import (
     Claimed,
@@ -105,7 +105,7 @@ class Dispatcher:
     """One dispatcher process.
 
     Invariants: an order is sent only by the owner of its shard's lease, and only while it is the current one; a
-    cut-off only within the hours of its scheme and the limits of its area. `ports` has the transports besides MQTT;
+    cut-off only within the hours of its scheme and the limits of its area. `ports` has further transports;
     `now_ms` tells the time that schemes and expiries go by, `steady_s` one that is never set.
     """
 
@@ -136,7 +136,8 @@ class Dispatcher:
             try:
                 client = await nats.connect(self._settings.nats_url, max_reconnect_attempts=-1, name=self._owner.name)
                 try:
-                    await self._session(self._ports | {MQTT: NatsCommands(client)}, stop)
+                    over_broker = NatsCommands(client)
+                    await self._session({MQTT: over_broker, MODBUS: over_broker} | self._ports, stop)
                 finally:
                     await client.close()
             except LeaseLost as lost:

@@ -88,5 +88,5 @@ class DispatchMetrics:
             self._areas.labels(kind.value).set(found.limited.get(kind.value, 0))
         self._makes.clear()
         for make in await read_success(conn, hours=SUCCESS_HOURS):
-            for outcome in ("confirmed", "superseded", "open"):
+            for outcome in ("confirmed", "superseded", "open", "impossible"):
                 self._makes.labels(make.make, outcome).set(getattr(make, outcome))

@@ -28,11 +28,12 @@ from nats.aio.subscription import Subscription
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 
 from db.errors import LeaseLost
-from db.gateways import ROLE, MeterStateNote, Obeyed, PolledMeter, note_obeyed, note_states, polled
+from db.gateways import ROLE, MeterStateNote, Obeyed, PolledMeter, note_obeyed, note_states, polled, wake_orders
 from db.gateways import PolledLine as LineRow
 from db.leases import Lease, Owner, fence, give_back, release_leases, take_leases
 from db.pool import APPLICATION_ROLE, connect
 from db.workers import beat, retire
+from headend.edges.gateway_alarms import GatewayAlarms
 from headend.edges.gateway_line import PolledLine
 from headend.edges.gateway_meter import Message, MeterUnusable, Polled, PolledUnit
 from headend.edges.gateway_metrics import GatewayMetrics
@@ -64,6 +65,8 @@ RETRY_S = 1.0
 ROSTER_EVERY_S = 5.0
 _WORDS_IN_A_LEASE: Final = 5
 _LOOK_EVERY_S: Final = 1.0
+# An answer of before a meter had its relay is stored by then; its order is tried again.
+WAKE_AFTER_S: Final = 2.0
 # Answers wait for the broker in memory only: an order that nobody answers is sent again.
 REPLIES_MAX: Final = 5_000
 # While the disk takes nothing, so many wait in memory, 3 MB; then the oldest give way.
@@ -149,6 +152,8 @@ class Gateway:
         self._states: dict[str, str] = {}
         self._notes: dict[str, MeterStateNote] = {}
         self._obeyed: dict[str, Obeyed] = {}
+        self._alarms = GatewayAlarms()
+        self._relays_since_s: dict[int, float] = {}
         self._unwritten: list[Message] = []
         self._retrying = False
         self._replies: deque[Message] = deque(maxlen=REPLIES_MAX)
@@ -187,7 +192,8 @@ class Gateway:
         self._unwritten.append(message)
 
     def went(self, unit: PolledUnit, polled: Polled) -> None:
-        """Note how a meter's poll went, if that has changed."""
+        """Note how a meter's poll went, if that has changed; what is wrong twice in a row rings."""
+        self._alarms.took(unit.meter.meter_id, polled.outcome, self._clock_ms())
         self._note(unit.meter.serial, polled.outcome.value, polled.detail)
 
     def answered(self, unit: PolledUnit, command: Command, answer: Answer) -> None:
@@ -198,7 +204,7 @@ class Gateway:
             self.told((event_topic(serial), encode_event(event)))
         if answer.result is ReplyResult.DONE:
             self._obeyed[serial] = Obeyed(serial=serial, epoch=command.epoch, order_id=command.order_id)
-        if answer.result is ReplyResult.REFUSED:
+        if answer.result in (ReplyResult.REFUSED, ReplyResult.IMPOSSIBLE):
             self._metrics.write_refused(command.kind.value)
         reply = CommandReply(
             serial=serial,
@@ -349,6 +355,8 @@ class Gateway:
         )
         line = PolledLine(row.name, address, units, self, self._metrics, self._clock_ms)
         self._units |= {unit.meter.serial: (line, unit) for unit in units}
+        now_s = time.monotonic()
+        self._relays_since_s |= {unit.meter.meter_id: now_s for unit in units if unit.desk.port is not None}
         task = group.create_task(_until_cancelled(line.run()), name=f"line-{row.name}")
         return _Running(row=row, meters=meters, line=line, task=task)
 
@@ -372,6 +380,12 @@ class Gateway:
             await note_obeyed(conn, list(obeyed.values()))
         if notes:
             await note_states(conn, list(notes.values()))
+        await self._alarms.tell(conn)
+        now_s = time.monotonic()
+        wired = {key for key, since_s in self._relays_since_s.items() if now_s - since_s >= WAKE_AFTER_S}
+        if wired:
+            await wake_orders(conn, wired)
+            self._relays_since_s = {key: each for key, each in self._relays_since_s.items() if key not in wired}
         self._obeyed = {key: each for key, each in self._obeyed.items() if obeyed.get(key) is not each}
         self._notes = {key: each for key, each in self._notes.items() if notes.get(key) is not each}
 

@@ -1,8 +1,9 @@
 """One line and the meters on it: who is asked next, and what happens when the line or a meter is away.
 
 Stage: inside a gateway, a task for each line. Commands go first, before the next request of a poll that is under way;
-then the meter that is due longest. A meter that does not answer costs its time-out, and waits longer each time; a line
-that is away is opened again by one loop. What happens on one line is nothing to another.
+then the meter that is due longest of those that answer, of those not tried yet, of those that did not answer. Such a
+one costs its time-out, and waits longer each time: a meter that answers waits for one of them at most. A line that is
+away is opened again by one loop. What happens on one line is nothing to another.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ _log = structlog.get_logger("gateway")
 REOPEN_S_FIRST, REOPEN_S_MAX = 0.5, 30.0
 # Far above what a line's meters are ordered at once, 247 at most; what is beyond is tried again by the dispatcher.
 COMMANDS_MAX: Final = 500
+# Where those that answer leave a line no pause, one that may be dead is tried after one of them, once it is so late.
+STARVED_S: Final = 60.0
+
+
+# When a meter is due, and its place among the units of its line.
+_Due = tuple[float, int]
 
 
 class LineSink(Protocol):
@@ -68,6 +75,9 @@ class PolledLine:
         self._metrics = metrics
         self._now_ms = now_ms
         self._commands: deque[tuple[PolledUnit, Command]] = deque()
+        # Units that answered when they were last polled, by their place among the units.
+        self._answering: set[int] = set()
+        self._tried_last = False
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -98,25 +108,51 @@ class PolledLine:
         """Work on one session until it is lost."""
         self.up = True
         _log.info("line_up", line=self.name, meters=len(self._units))
-        queue = [(unit.schedule.due_s, place) for place, unit in enumerate(self._units)]
-        heapify(queue)
+        queues = self._queues()
         try:
             while not session.lost:
                 if self._commands:
                     await self._obey_next(session)
-                elif queue and queue[0][0] <= self._loop.time():
-                    _, place = heappop(queue)
-                    unit = self._units[place]
-                    await self._poll(session, unit)
-                    heappush(queue, (unit.schedule.due_s, place))
-                else:
-                    await self._idle(session, queue[0][0] if queue else None)
+                    continue
+                queue = self._next(queues)
+                if queue is None:
+                    await self._idle(session, min((each[0][0] for each in queues if each), default=None))
+                    continue
+                self._tried_last = queue is queues[-1]
+                _, place = heappop(queue)
+                await self._poll(session, place)
+                heappush(queues[self._rank(place)], (self._units[place].schedule.due_s, place))
         except LineLost:
             pass
         finally:
             self.up = False
             self._commands.clear()
             session.close()
+
+    def _queues(self) -> tuple[list[_Due], ...]:
+        """Put the meters in order of time, by their rank; each is asked anew who it is."""
+        queues: tuple[list[_Due], ...] = ([], [], [])
+        for place, unit in enumerate(self._units):
+            unit.may_be_another()
+            queues[self._rank(place)].append((unit.schedule.due_s, place))
+        for queue in queues:
+            heapify(queue)
+        return queues
+
+    def _rank(self, place: int) -> int:
+        """Rank a meter: those that answer, those not tried yet, those that did not answer, here or when last polled."""
+        unit = self._units[place]
+        if place in self._answering:
+            return 0
+        return 2 if unit.schedule.failures or unit.meter.was_silent else 1
+
+    def _next(self, queues: tuple[list[_Due], ...]) -> list[_Due] | None:
+        """Return the queue whose first meter is polled now; None while none is due."""
+        now_s = self._loop.time()
+        silent = queues[-1]
+        if silent and silent[0][0] <= now_s - STARVED_S and not self._tried_last:
+            return silent
+        return next((queue for queue in queues if queue and queue[0][0] <= now_s), None)
 
     async def _idle(self, session: LineSession, until_s: float | None) -> None:
         """Wait until a meter is due, a command comes or the line is lost."""
@@ -130,8 +166,9 @@ class PolledLine:
             if timer is not None:
                 timer.cancel()
 
-    async def _poll(self, session: LineSession, unit: PolledUnit) -> None:
+    async def _poll(self, session: LineSession, place: int) -> None:
         """Poll one meter and set its next time."""
+        unit = self._units[place]
         schedule = unit.schedule
         self._metrics.began(schedule.begin(self._loop.time()))
 
@@ -150,6 +187,10 @@ class PolledLine:
             _log.exception("poll_failed", line=self.name, meter=unit.meter.serial)
             polled = Polled(outcome=Outcome.FAULT, detail=repr(error)[:200])
         self._metrics.polled(polled.outcome)
+        if polled.outcome is Outcome.SILENT:
+            self._answering.discard(place)
+        else:
+            self._answering.add(place)
         if polled.message is None:
             schedule.fail(self._loop.time())
         else:

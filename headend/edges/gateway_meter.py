@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from db.gateways import PolledMeter
+from headend.edges.gateway_identity import OtherDevice, require_device, require_serial
 from headend.edges.gateway_metrics import GatewayMetrics, Outcome
 from headend.edges.gateway_relay import Ask, RelayDesk, RelayPort
 from headend.edges.modbus_line import NoAnswer, Read
@@ -54,7 +55,8 @@ class PolledUnit:
     """One meter on a line.
 
     Invariants: `schedule` and `watch` outlive a session of the line; `seq` counts the readings from 1. Of a relay that
-    does not answer nothing is asked for a while, so that it never delays the readings.
+    does not answer nothing is asked for a while, so that it never delays the readings. Nothing is published before the
+    device has been asked who it is.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PolledUnit:
             self._read_by(usable_map(meter, maps))
         self._proven = False
         self._doubted = False
+        self._is_known = False
         self._topic = reading_topic(meter.serial)
         self._metrics = metrics
         self._clock_ms = clock_ms
@@ -89,6 +92,12 @@ class PolledUnit:
         if former.desk.epoch > self.desk.epoch:
             self.desk.epoch, self.desk.order_id = former.desk.epoch, former.desk.order_id
 
+    def may_be_another(self) -> None:
+        """Note that another device may stand in the meter's place: it is asked who it is before it is read again."""
+        self._is_known = False
+        if self.meter.model.startswith(SUNSPEC) and self.meter.device_serial is not None:
+            self._map = None
+
     async def poll(self, ask: Ask) -> Polled:
         """Read the meter once, or twice where the register is in doubt.
 
@@ -97,12 +106,15 @@ class PolledUnit:
         try:
             return await self._polled(ask)
         except NoAnswer as silent:
+            self.may_be_another()
             return Polled(outcome=Outcome.SILENT, detail=str(silent))
         except ModbusExceptionAnswer as refused:
             if refused.exception_code == _ILLEGAL_ADDRESS and self._map is not None and not self._proven:
                 # It may refuse words between its registers that it does not know: the next poll reads none of them.
                 self._blocks = _reads_of(self._map, confirmed=self.meter.confirmed, gap_words_max=0)
             return Polled(outcome=Outcome.REFUSED, detail=str(refused))
+        except OtherDevice as other:
+            return Polled(outcome=Outcome.OTHER_METER, detail=str(other)[:_DETAIL_LENGTH_MAX])
         except MeterUnusable as unusable:
             return Polled(outcome=Outcome.REFUSED, detail=str(unusable))
         except FrameError as wrong:
@@ -117,7 +129,7 @@ class PolledUnit:
     async def _discover(self, ask: Ask) -> RegisterMap:
         """Let a SunSpec device say where its meter is; it is asked once, its answer holds until it makes no sense.
 
-        Raises: MeterUnusable where it has no such meter; LineError; FrameError.
+        Raises: MeterUnusable where it has no such meter; OtherDevice; LineError; FrameError.
         """
         discovery = discover()
         words: bytes | None = None
@@ -131,14 +143,26 @@ class PolledUnit:
                     words = None
         except StopIteration as ended:
             found = ended.value
+        if found is not None:
+            require_serial(self.meter.device_serial, found.serial)
         for made in found.meters if found is not None else ():
             if self.meter.model in (SUNSPEC, made.model):
                 return self._read_by(made)
         raise MeterUnusable(f"model {self.meter.model}: expected such a meter in a SunSpec device, got none")
 
-    async def _polled(self, ask: Ask) -> Polled:
+    async def _know(self, ask: Ask) -> None:
+        """Let the device say who it is, and a SunSpec device where its meter is; once, until it may be another.
+
+        Raises: OtherDevice; MeterUnusable; LineError; FrameError.
+        """
         if self._map is None:
             await self._discover(ask)
+        elif not self._is_known and not self.meter.model.startswith(SUNSPEC):
+            await require_device(self._map, self.meter.unit, self.meter.device_serial, ask)
+        self._is_known = True
+
+    async def _polled(self, ask: Ask) -> Polled:
+        await self._know(ask)
         relay = await self._relay(ask)
         began_known = self.watch.known
         doubt = None
@@ -159,6 +183,9 @@ class PolledUnit:
             self._doubted = True
             # What moves like this may be another meter, or the same with its words another way round.
             self._proven = False
+            if began_known is not None:
+                self.may_be_another()
+                await self._know(ask)
         if doubt is not None:
             return Polled(outcome=Outcome.IMPLAUSIBLE, detail=doubt)
         self._metrics.doubted("dropped")
@@ -171,7 +198,9 @@ class PolledUnit:
         if self._proven:
             return None if values.get(IMPORT) is not None else f"{made.model}: {IMPORT}: expected one, got none"
         judgement = judge(made, values)
-        if judgement.is_plausible and values.get(IMPORT) is not None:
+        # Of a new meter that shows power and energy alone nothing can vouch but who confirmed how it is read.
+        vouched = bool(judgement.vouched) or (self.meter.confirmed and not made.has_vouching)
+        if not judgement.doubts and vouched and values.get(IMPORT) is not None:
             return None
         worst = judgement.doubts[0] if judgement.doubts else None
         self._metrics.implausible(made.model, worst.quantity if worst else "nothing_vouches")

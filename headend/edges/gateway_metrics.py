@@ -17,7 +17,8 @@ class Outcome(Enum):
 
     READ gave a reading. SILENT had no answer in time; REFUSED an exception; MALFORMED bytes that are none of what was
     asked; IMPLAUSIBLE values that no meter of the model has, a wrong word order above all, or no energy; DROPPED a
-    register that two reads told differently; LINE_LOST a line that went away meanwhile; FAULT is our own.
+    register that two reads told differently; OTHER_METER
+    a device that says it is not the registered one; LINE_LOST a line that went away meanwhile; FAULT is our own.
     """
 
     READ = "read"
@@ -26,6 +27,7 @@ class Outcome(Enum):
     MALFORMED = "malformed"
     IMPLAUSIBLE = "implausible"
     DROPPED = "dropped"
+    OTHER_METER = "other_meter"
     LINE_LOST = "line_lost"
     FAULT = "fault"
 

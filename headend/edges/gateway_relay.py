@@ -114,7 +114,7 @@ class RelayDesk:
     def _refused(self, command: Command, now_ms: int) -> Answer | None:
         """Return the answer to a command that is not to be executed."""
         if command.kind is not OrderKind.SUPPLY or self.port is None or command.relay is Relay.LIMITED:
-            return Answer(result=ReplyResult.REFUSED, relay=self.relay)
+            return Answer(result=ReplyResult.IMPOSSIBLE, relay=self.relay)
         again = command.epoch == self.epoch and command.order_id == self.order_id
         if command.epoch <= self.epoch and not again:
             return Answer(result=ReplyResult.STALE, relay=self.relay)

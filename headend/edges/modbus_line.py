@@ -97,6 +97,7 @@ class LineSession(asyncio.Protocol):
         self._waiter: asyncio.Future[bytes] | None = None
         self._awaited = (0, 0)
         self._silent = 0
+        self._heard: set[int] = set()
         self._strayed = 0
 
     async def ask(self, unit: int, pdu: bytes, length: int) -> bytes:
@@ -136,6 +137,7 @@ class LineSession(asyncio.Protocol):
             fits = frame.transaction is None or frame.transaction == self._transaction
             if fits and waiter and not waiter.done() and (frame.unit, frame.pdu[0] & 0x7F) == self._awaited:
                 self._silent = 0
+                self._heard.add(frame.unit)
                 waiter.set_result(frame.pdu)
             else:
                 self._on_stray(len(frame.pdu))
@@ -158,7 +160,8 @@ class LineSession(asyncio.Protocol):
     def _expire(self, waiter: asyncio.Future[bytes], unit: int) -> None:
         if waiter.done():
             return
-        self._silent += 1
+        # A row of meters that never answered says nothing about the connection on which others do.
+        self._silent += unit in self._heard or not self._heard
         waiter.set_exception(NoAnswer(f"unit {unit}: expected an answer within {self._timeout_s} s, got none"))
         if self._silent >= SILENT_REQUESTS_MAX:
             self.close()

@@ -139,9 +139,18 @@ class RegisterMap:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What has to be confirmed by a probe before a meter of this map may be charged; empty for most."""
+        """What has to be confirmed by a probe before a meter of this map may be charged; empty for most.
+
+        By power and energy alone words in the wrong order are not always noticed: somebody has to have looked.
+        """
         unsure = [entry.quantity for entry in self.registers if entry.doubtful and entry.quantity == IMPORT]
-        return (*sorted(self.confirm), *unsure)
+        blind = set() if self.has_vouching or self.is_relay_only else {"word_order"}
+        return (*sorted(self.confirm | blind), *unsure)
+
+    @property
+    def has_vouching(self) -> bool:
+        """Whether it shows a voltage or a frequency, which only a rightly read meter in service is likely to show."""
+        return any(entry.quantity.startswith(("voltage_", "freq_")) for entry in self.registers)
 
     @property
     def is_relay_only(self) -> bool:

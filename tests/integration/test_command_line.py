@@ -106,7 +106,14 @@ def test_demo_tells_the_whole_story_and_leaves_a_clean_audit(data_dir: Path) -> 
     assert told["off_delay_p99_ms"] < 1000
     assert told["on_delay_p99_ms"] < 1000
     story = "\n".join(told["story"])
-    for step in ("less the 1 % prepaid rebate", "the meter sounds", "supply is off", "supply is on", "accepted"):
+    for step in (
+        "less the 1 % prepaid rebate",
+        "the meter sounds",
+        "supply is off",
+        "supply is on",
+        "accepted",
+        "wrote coil 0",
+    ):
         assert step in story
     assert answer("audit", data=data_dir)["clean"] is True
 

@@ -16,7 +16,8 @@ import pytest
 from pymodbus.framer import FramerType
 
 from db.audit import run_checks
-from db.gateways import NewPolledMeter
+from db.gateways import NewPolledMeter, add_polled_meter
+from headend.events import OTHER_METER, VALUES_IMPLAUSIBLE
 from prepaid.embedded import EmbeddedNats
 from prepaid.embedded.process import spawn, stop_child
 from tests.integration.gateway_line import Meter, counted, enter, running_gateway, running_line
@@ -51,24 +52,32 @@ async def until_state(site: Site, serial: str, expected: str) -> str | None:
     return (await state_of(site, serial))[1]
 
 
-@pytest.mark.parametrize("framer", [FramerType.SOCKET, FramerType.RTU])
+async def ringing(site: Site) -> list[tuple[str, int]]:
+    return await site.rows(
+        "select m.serial, a.code from event_alarms a join meters m on m.id = a.meter_id where a.ended_at is null"
+    )
+
+
+@pytest.mark.parametrize("framer", [pytest.param(FramerType.SOCKET, marks=pytest.mark.slow), FramerType.RTU])
 def test_meters_of_a_line_are_charged_and_dead_or_wrong_ones_delay_nobody(
     framer: FramerType, database_url: str, nats: EmbeddedNats, tmp_path: Path
 ) -> None:
-    """Of four meters on a line one is silent, one refuses, one has its words the other way round: one is charged."""
+    """Of five meters on a line one is silent, one refuses, one has its words the other way round, one is not the
+    registered device: one is charged, and what is wrong with the last two rings."""
     good, refusing, turned = Meter(import_kwh=1.25), Meter(refuses=True), Meter(low_word_first=True)
 
     async def story() -> None:
         async with (
-            running_line({1: good, 2: Meter(), 3: refusing, 4: turned}, framer=framer) as line,
+            running_line({1: good, 2: Meter(), 3: refusing, 4: turned, 5: Meter()}, framer=framer) as line,
             open_site(database_url, nats) as site,
             running_ingest(site),
         ):
-            for serial in ("GOOD", "DEAD", "REFUSES", "TURNED"):
+            for serial in ("GOOD", "DEAD", "REFUSES", "TURNED", "OTHER"):
                 await site.add_home(serial)
             places = {"GOOD": 1, "DEAD": 2, "REFUSES": 3, "TURNED": 4}
             line.silent.add(2)
             await enter(site, line, [polled(serial, unit) for serial, unit in places.items()])
+            await add_polled_meter(site.conn, polled("OTHER", 5, device_serial="70001"))
             async with running_gateway(site, tmp_path) as metrics:
                 await stored(site, "GOOD", 2)
                 good.import_kwh = 1.252
@@ -77,6 +86,18 @@ def test_meters_of_a_line_are_charged_and_dead_or_wrong_ones_delay_nobody(
                 detail = await until_state(site, "TURNED", "implausible")
                 assert detail is not None
                 assert "sdm120, base 0, order abcd" in detail
+                assert await until_state(site, "OTHER", "other_meter") is not None
+
+                async def rung() -> bool:
+                    return set(await ringing(site)) == {("TURNED", VALUES_IMPLAUSIBLE), ("OTHER", OTHER_METER)}
+
+                await site.until(rung, "what is wrong with two meters rings")
+                turned.low_word_first = False
+
+                async def over() -> bool:
+                    return await ringing(site) == [("OTHER", OTHER_METER)]
+
+                await site.until(over, "the alarm of the meter that is read ends")
                 reads = good.reads
                 await stored(site, "GOOD", 4)
                 assert good.reads > reads
@@ -85,12 +106,12 @@ def test_meters_of_a_line_are_charged_and_dead_or_wrong_ones_delay_nobody(
             await site.settled()
             registers = await site.registers("GOOD")
             assert set(registers.values()) == {1_250, 1_252}
-            for serial in ("DEAD", "REFUSES", "TURNED"):
+            for serial in ("DEAD", "REFUSES", "OTHER"):
                 assert await site.registers(serial) == {}
             assert await site.reasons() == []
             report = await run_checks(site.conn, CALENDAR)
             assert report.clean, "\n".join(report.lines())
-            assert (await site.one("select count(*) from modbus_meters where state = 'read'")) == 1
+            assert (await site.one("select count(*) from modbus_meters where state = 'read'")) == 2
 
     asyncio.run(story())
 
@@ -191,6 +212,7 @@ def gateway_process(site: Site, folder: Path) -> Iterator[subprocess.Popen[bytes
         stop_child(child, name="gateway", ladder=((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)))
 
 
+@pytest.mark.slow
 def test_gateway_killed_with_the_broker_away_loses_nothing_that_it_had_read(
     database_url: str, nats: EmbeddedNats, tmp_path: Path
 ) -> None:
@@ -234,6 +256,7 @@ def test_gateway_killed_with_the_broker_away_loses_nothing_that_it_had_read(
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_gateways_share_lines_and_one_takes_over_what_another_left(
     database_url: str, nats: EmbeddedNats, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pytest
 from billing.calendar import from_ms
 from billing.journals import JournalKind
 from db.audit import run_checks
-from db.gateways import NewPolledMeter
+from db.gateways import NewPolledMeter, add_polled_meter
+from db.order_control import list_orders, read_status
 from headend.edges.gateway_metrics import GatewayMetrics
+from headend.events import SUPPLY_UNSWITCHABLE
 from prepaid.embedded import EmbeddedNats
 from protocols.native import Command, OrderKind, Relay, encode_command
 from protocols.topics import command_topic
@@ -26,6 +28,8 @@ from tests.support import CALENDAR, DAY_MS, Home, Site, now_ms, open_site, runni
 pytestmark = [pytest.mark.db, pytest.mark.broker]
 
 COIL = 3
+BARE = NewPolledMeter(serial="M1", line="north", unit=1, model="sdm120", poll_s=1)
+WIRED = replace(BARE, relay_model="relay-coil", relay_unit=RELAY_UNIT, relay_address=COIL)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +64,9 @@ class Yard:
 
 
 @asynccontextmanager
-async def open_yard(database_url: str, nats: EmbeddedNats, folder: Path, *, credit_minor: int) -> AsyncIterator[Yard]:
+async def open_yard(
+    database_url: str, nats: EmbeddedNats, folder: Path, *, credit_minor: int, relay: bool = True
+) -> AsyncIterator[Yard]:
     """Open the yard with ingest, a dispatcher and a gateway; leave it with everything stopped."""
     meter = Meter(import_kwh=1.0)
     async with (
@@ -70,22 +76,23 @@ async def open_yard(database_url: str, nats: EmbeddedNats, folder: Path, *, cred
         running_dispatch(site),
     ):
         opened = now_ms() // DAY_MS * DAY_MS - DAY_MS
-        home = await site.add_home("M1", credit_minor=credit_minor, opened_at=from_ms(opened), days=2)
-        place = NewPolledMeter(
-            serial="M1", line="north", unit=1, model="sdm120", poll_s=1,
-            relay_model="relay-coil", relay_unit=RELAY_UNIT, relay_address=COIL,
-        )  # fmt: skip
-        await enter(site, line, [place])
+        threshold_minor = None if relay else 50_000
+        home = await site.add_home(
+            "M1", credit_minor=credit_minor, threshold_minor=threshold_minor, opened_at=from_ms(opened), days=2
+        )
+        await enter(site, line, [WIRED if relay else BARE])
         async with running_gateway(site, folder) as metrics:
             yield Yard(site=site, home=home, line=line, meter=meter, metrics=metrics)
 
 
-def tell(story: Callable[[Yard], Coroutine[Any, Any, None]], *where: Any, credit_minor: int = 100_000) -> None:
+def tell(
+    story: Callable[[Yard], Coroutine[Any, Any, None]], *where: Any, credit_minor: int = 100_000, relay: bool = True
+) -> None:
     """Tell a story of the yard."""
 
     async def told() -> None:
         database_url, nats, folder = where
-        async with open_yard(database_url, nats, folder, credit_minor=credit_minor) as yard:
+        async with open_yard(database_url, nats, folder, credit_minor=credit_minor, relay=relay) as yard:
             await story(yard)
 
     asyncio.run(told())
@@ -137,6 +144,39 @@ def test_meter_without_credit_is_cut_by_its_coil_and_restored(
     tell(story, database_url, nats, tmp_path, credit_minor=0)
 
 
+def test_orders_that_a_meter_can_never_carry_out_end_or_stand_untried_and_ring(
+    database_url: str, nats: EmbeddedNats, tmp_path: Path
+) -> None:
+    """Without a relay an alarm ends, a cut-off stands, is tried no more and rings; a relay that is added is written."""
+
+    async def story(yard: Yard) -> None:
+        async def stands() -> bool:
+            found = await yard.site.rows(
+                "select kind, state, waits_for from supply_orders where meter_id = %s order by kind", yard.home.meter_id
+            )
+            return found == [("alarm", "impossible", None), ("supply", "pending", "impossible")]
+
+        await yard.site.until(stands, "the alarm ended and the cut-off stands")
+        rung = await yard.site.rows("select code, severity, times from event_alarms where ended_at is null")
+        assert rung == [(SUPPLY_UNSWITCHABLE, "alarm", 1)]
+        (make,) = (await read_status(yard.site.conn, hours=1)).makes
+        assert (make.impossible, make.open) == (1, 0)
+        shown = await list_orders(yard.site.conn, serial="M1", states=["impossible"], area=None, most=9)
+        assert {order.kind for order in shown} == {"alarm", "supply"}
+        tries = "select max(attempts) from supply_orders where kind = 'supply'"
+        tried = await yard.site.one(tries)
+        read = counted(yard.metrics, "polls_total", outcome="read")
+        await yard.until_counted("polls_total", read + 3, outcome="read")
+        await yard.site.settled()
+        assert await yard.site.one(tries) == tried
+        assert await yard.site.one("select count(*) from supply_orders") == 2
+        await add_polled_meter(yard.site.conn, WIRED)
+        await yard.until_orders(("off", "confirmed"))
+        assert yard.line.writes == [(COIL, False)]
+
+    tell(story, database_url, nats, tmp_path, credit_minor=0, relay=False)
+
+
 @pytest.mark.slow
 def test_relay_that_sticks_is_not_confirmed_and_is_seen_when_it_moves(
     database_url: str, nats: EmbeddedNats, tmp_path: Path
@@ -156,7 +196,7 @@ def test_relay_that_sticks_is_not_confirmed_and_is_seen_when_it_moves(
 def test_commands_that_are_old_expired_or_beyond_a_relay_write_nothing(
     database_url: str, nats: EmbeddedNats, tmp_path: Path
 ) -> None:
-    """Epoch and expiry count as in a meter; alarms, reads and limits are refused by name; a copy is answered again."""
+    """Epoch and expiry count as in a meter; alarms, reads and limits are not possible; a copy is answered again."""
 
     async def story(yard: Yard) -> None:
         await yard.until_counted("polls_total", 1, outcome="read")
@@ -179,9 +219,9 @@ def test_commands_that_are_old_expired_or_beyond_a_relay_write_nothing(
         await yard.until_counted("commands_total", 2, kind="supply", result="done")
         await yard.until_counted("commands_total", 1, kind="supply", result="stale")
         await yard.until_counted("commands_total", 1, kind="supply", result="expired")
-        await yard.until_counted("commands_total", 1, kind="supply", result="refused")
-        await yard.until_counted("commands_total", 1, kind="alarm", result="refused")
-        await yard.until_counted("commands_total", 1, kind="read", result="refused")
+        await yard.until_counted("commands_total", 1, kind="supply", result="impossible")
+        await yard.until_counted("commands_total", 1, kind="alarm", result="impossible")
+        await yard.until_counted("commands_total", 1, kind="read", result="impossible")
         assert yard.line.writes == [(COIL, False)]
         assert counted(yard.metrics, "writes_refused_total", why="alarm") == 1
 

@@ -67,7 +67,10 @@ async def _told(street: Street) -> Told:
     for role in Role:
         vendor_id = street.vendor_id if role in VENDOR_ROLES else None
         account_id = home.account_id if role is Role.CONSUMER else None
-        key = await issue_api_key(street.conn, role, vendor_id=vendor_id, account_id=account_id, master=MASTER)
+        area = "test" if role is Role.READER else None
+        key = await issue_api_key(
+            street.conn, role, vendor_id=vendor_id, account_id=account_id, area=area, master=MASTER
+        )
         keys.append(key.header)
     known = {
         "serial": (home.serial,),

@@ -6,8 +6,10 @@ import asyncio
 import struct
 from dataclasses import replace
 
+import pytest
+
 from db.gateways import PolledMeter
-from headend.edges.gateway_meter import Polled, PolledUnit
+from headend.edges.gateway_meter import MeterUnusable, Polled, PolledUnit
 from headend.edges.gateway_metrics import GatewayMetrics, Outcome
 from headend.edges.modbus_line import NoAnswer, Read
 from headend.polling import Schedule
@@ -15,8 +17,8 @@ from protocols.modbus.maps import builtin_maps
 from protocols.native import Readings, decode_uplink
 
 METER = PolledMeter(
-    line_id=1, serial="M1", unit=1, model="sunspec", poll_s=60, word_order=None, base=None, confirmed=False,
-    relay_model=None, relay_unit=None, relay_address=None, rated_w=15_000,
+    line_id=1, meter_id=1, serial="M1", unit=1, model="sunspec", poll_s=60, word_order=None, base=None, confirmed=False,
+    relay_model=None, relay_unit=None, relay_address=None, device_serial=None, rated_w=15_000,
 )  # fmt: skip
 RELAY_UNIT = 200
 
@@ -27,10 +29,11 @@ class Device:
     def __init__(self, words: dict[int, int]) -> None:
         self.words = words
         self.asked: list[int] = []
+        self.is_silent = False
 
     async def ask(self, unit: int, read: Read) -> bytes:
         self.asked.append(unit)
-        if unit == RELAY_UNIT:
+        if unit == RELAY_UNIT or self.is_silent:
             raise NoAnswer("unit 200: expected an answer, got none")
         function, address, count = struct.unpack(">BHH", read.pdu)
         span = range(address, address + count)
@@ -104,3 +107,47 @@ def test_meter_that_refuses_words_between_its_registers_is_read_without_them() -
     unit, device = polled_unit(replace(METER, model="sdm120")), Device(words)
     assert poll(unit, device).outcome is Outcome.REFUSED
     assert poll(unit, device).outcome is Outcome.READ
+
+
+def test_meter_of_power_and_energy_alone_is_polled_only_once_confirmed_and_then_at_zero() -> None:
+    """Words the other way round may look right where nothing vouches; who has looked lets even a new meter be told."""
+    place = replace(METER, model="sdm72")
+    with pytest.raises(MeterUnusable, match="word_order confirmed by a probe"):
+        polled_unit(place)
+    unit, device = polled_unit(replace(place, confirmed=True)), Device(dict.fromkeys(range(0x60), 0))
+    polled = poll(unit, device)
+    assert polled.outcome is Outcome.READ, polled.detail
+    device.words[0x48], device.words[0x49] = 0, 0x7FC0
+    assert poll(polled_unit(replace(place, confirmed=True)), device).outcome is Outcome.IMPLAUSIBLE
+
+
+def eastron(serial: int) -> dict[int, int]:
+    """Write an SDM120 in service; its serial stands among the holding registers, of which these are the same here."""
+    words = dict.fromkeys(range(0x60), 0)
+    for address, value in {0: 231.5, 6: 2.0, 0x0C: 460.0, 0x1E: 0.99, 0x46: 49.98, 0x48: 1.5}.items():
+        words[address], words[address + 1] = struct.unpack(">HH", struct.pack(">f", value))
+    return words | {0xFC00: serial >> 16, 0xFC01: serial & 0xFFFF}
+
+
+def test_device_with_another_serial_is_not_published_until_the_registered_one_is_back() -> None:
+    """The serial is asked at the first contact and again after silence; another one's values are not told."""
+    unit, device = polled_unit(replace(METER, model="sdm120", device_serial="70001")), Device(eastron(70_001))
+    assert poll(unit, device).outcome is Outcome.READ
+    device.words |= eastron(70_002)
+    assert poll(unit, device).outcome is Outcome.READ, "asked at contact, not at each poll"
+    device.is_silent = True
+    assert poll(unit, device).outcome is Outcome.SILENT
+    device.is_silent = False
+    for _ in range(2):
+        other = poll(unit, device)
+        assert (other.outcome, other.message) == (Outcome.OTHER_METER, None)
+        assert other.detail == "serial of the device: expected 70001, got 70002"
+    device.words |= eastron(70_001)
+    assert poll(unit, device).outcome is Outcome.READ
+
+
+def test_sunspec_device_with_another_serial_is_not_published() -> None:
+    """A SunSpec device tells its serial with its models."""
+    place = replace(METER, device_serial="A-1")
+    polled = poll(polled_unit(place), Device(sunspec()))
+    assert polled.outcome is Outcome.OTHER_METER

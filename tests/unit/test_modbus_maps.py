@@ -80,15 +80,18 @@ def test_builtin_maps_are_all_sound_and_say_their_source() -> None:
         assert (meter.word_order is WordOrder.CDAB) == (name in LOW_WORD_FIRST)
 
 
-def test_doubtful_base_of_em2m_has_to_be_confirmed_and_no_other_map_has_doubts() -> None:
-    """Only what the reference marks doubtful asks for a probe before it is charged."""
-    assert {name: meter.doubts for name, meter in builtin_maps().items() if meter.doubts} == {"em2m": ("base",)}
+def test_doubtful_base_and_blind_word_order_have_to_be_confirmed_and_no_other_map_has_doubts() -> None:
+    """Only what the reference marks doubtful asks for a probe, and what shows neither voltage nor frequency."""
+    assert {name: meter.doubts for name, meter in builtin_maps().items() if meter.doubts} == {
+        "em2m": ("base",),
+        "sdm72": ("word_order",),
+    }
 
 
 def test_doubtful_import_makes_the_map_unfit_until_confirmed() -> None:
-    """A register that is charged and marked doubtful is named among the doubts."""
+    """A charged register marked doubtful is a doubt; so is the order of words where nothing but energy is shown."""
     doubtful = MINIMAL.replace('unit = "kWh"', 'unit = "kWh", doubtful = true')
-    assert load_map(doubtful, "mine.toml").doubts == (IMPORT,)
+    assert load_map(doubtful, "mine.toml").doubts == ("word_order", IMPORT)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What the billing engineers' desk is asked: questions as values, their columns and cursors. Pure."""

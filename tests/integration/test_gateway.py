@@ -92,30 +92,23 @@ def test_meters_of_a_line_are_charged_and_dead_or_wrong_ones_delay_nobody(
                     return set(await ringing(site)) == {("TURNED", VALUES_IMPLAUSIBLE), ("OTHER", OTHER_METER)}
 
                 await site.until(rung, "what is wrong with two meters rings")
-                turned.low_word_first = False
-
-                async def over() -> bool:
-                    return await ringing(site) == [("OTHER", OTHER_METER)]
-
-                await site.until(over, "the alarm of the meter that is read ends")
-                reads = good.reads
-                await stored(site, "GOOD", 4)
-                assert good.reads > reads
+                await stored(site, "GOOD", len(await site.registers("GOOD")) + 1)
                 assert counted(metrics, "polls_total", outcome="silent") >= 1
                 assert counted(metrics, "lines", up="yes") == 1
             await site.settled()
             registers = await site.registers("GOOD")
             assert set(registers.values()) == {1_250, 1_252}
-            for serial in ("DEAD", "REFUSES", "OTHER"):
+            for serial in ("DEAD", "REFUSES", "TURNED", "OTHER"):
                 assert await site.registers(serial) == {}
             assert await site.reasons() == []
             report = await run_checks(site.conn, CALENDAR)
             assert report.clean, "\n".join(report.lines())
-            assert (await site.one("select count(*) from modbus_meters where state = 'read'")) == 2
+            assert (await site.one("select count(*) from modbus_meters where state = 'read'")) == 1
 
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_register_corrupt_once_is_read_again_and_a_lasting_change_is_told(
     database_url: str, nats: EmbeddedNats, tmp_path: Path
 ) -> None:

@@ -123,14 +123,10 @@ cross join lateral (
     union all
     (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = %(meter_id)s and r.read_at >= edge order by r.read_at limit 1)
-    union all
-    (select e.read_at, e.import_wh from held_estimates e
-     where e.meter_id = %(meter_id)s and e.read_at < edge order by e.read_at desc limit 1)
-    union all
-    (select e.read_at, e.import_wh from held_estimates e
-     where e.meter_id = %(meter_id)s and e.read_at >= edge order by e.read_at limit 1)
 ) n
-order by n.read_at
+union
+select e.read_at, e.import_wh from estimates_held(%(meter_id)s::integer) e
+order by 1
 
 -- posted_periods: what journals have booked for an account, by bill part and line, from one part on
 select j.period, sum(j.energy_wh)::bigint as energy_wh,

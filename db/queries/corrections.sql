@@ -172,14 +172,17 @@ cross join lateral (
     union all
     (select r.read_at, r.import_wh from effective_readings r
      where r.meter_id = k.meter_id and r.read_at >= k.edge and r.read_at <= k.latest order by r.read_at limit 1)
-    union all
-    (select e.read_at, e.import_wh from held_estimates e
-     where e.meter_id = k.meter_id and e.read_at < k.edge and e.read_at <= k.latest order by e.read_at desc limit 1)
-    union all
-    (select e.read_at, e.import_wh from held_estimates e
-     where e.meter_id = k.meter_id and e.read_at >= k.edge and e.read_at <= k.latest order by e.read_at limit 1)
 ) n
-order by k.account_id, n.read_at
+union
+select k.account_id, e.read_at, e.import_wh
+from (
+    select distinct x.account_id, x.meter_id, x.latest
+    from unnest(%(account_ids)s::bigint[], %(meter_ids)s::integer[], %(latest)s::timestamptz[])
+         as x(account_id, meter_id, latest)
+) k
+cross join lateral estimates_held(k.meter_id) e
+where e.read_at <= k.latest
+order by 1, 2
 
 -- assignments_of_many: what some accounts are charged by, with the ids of the rows
 select x.account_id, x.id, x.from_day, x.correction_id, f.sha256, x.category, x.load_w, x.area_type, x.meter_rent

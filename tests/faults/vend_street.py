@@ -23,7 +23,7 @@ from db.audit import run_checks
 from db.pool import connect
 from db.registry import add_vendor
 from prepaid.embedded import Parts
-from prepaid.embedded.process import LOOPBACK, accepts, is_running, log_tail, stable_ports
+from prepaid.embedded.process import LOOPBACK, accepts, is_running, log_tail, free_ports
 from prepaid.settings import load_settings
 from prepaid.system import System
 from tests.faults.harness import kill
@@ -101,12 +101,13 @@ async def api_processes(urls: Sequence[str], folder: Path) -> AsyncIterator[list
     """
     systems = []
     try:
-        for number, url in enumerate(urls):
-            home = folder / f"api{number}"
+        # All at once: one that has not bound its port yet would not keep the next from choosing it.
+        ports = free_ports([f"api{number}" for number in range(len(urls))], taken=set())
+        for url, (name, port) in zip(urls, ports.items(), strict=True):
+            home = folder / name
             home.mkdir(parents=True)
             # The API asks no broker for anything.
             parts = Parts(database_url=url, nats_url=f"nats://{LOOPBACK}:1", mqtt_host=LOOPBACK, mqtt_port=1)
-            port = stable_ports(home / "ports.json", ["api"])["api"]
             system = System(settings=load_settings().model_copy(update={"data_dir": home}), parts=parts, api_port=port)
             systems.append(system)
             system.start("api")
@@ -117,6 +118,10 @@ async def api_processes(urls: Sequence[str], folder: Path) -> AsyncIterator[list
             assert time.monotonic() < deadline_s, f"every API listens within {START_S:.0f} s"
             await asyncio.sleep(0.02)
         yield systems
+    except BaseException:
+        for system in systems:
+            print(system.api_url, log_tail(system.settings.data_dir / "api.log"))
+        raise
     finally:
         for system in systems:
             system.stop()

@@ -23,7 +23,7 @@ from db.audit import run_checks
 from db.pool import connect
 from db.registry import add_vendor
 from prepaid.embedded import Parts
-from prepaid.embedded.process import LOOPBACK, accepts, is_running, log_tail, free_ports
+from prepaid.embedded.process import LOOPBACK, accepts, free_ports, is_running, log_tail
 from prepaid.settings import load_settings
 from prepaid.system import System
 from tests.faults.harness import kill
@@ -118,9 +118,9 @@ async def api_processes(urls: Sequence[str], folder: Path) -> AsyncIterator[list
             assert time.monotonic() < deadline_s, f"every API listens within {START_S:.0f} s"
             await asyncio.sleep(0.02)
         yield systems
-    except BaseException:
+    except BaseException as error:
         for system in systems:
-            print(system.api_url, log_tail(system.settings.data_dir / "api.log"))
+            error.add_note(f"{system.api_url}: {log_tail(system.settings.data_dir / 'api.log')}")
         raise
     finally:
         for system in systems:
